@@ -1,0 +1,104 @@
+"""The control side's short steps: each is one call of the ledger, and wakes the dispatcher where capacity came free.
+
+*Does I/O: the ledger.* Most run as local activities beside the workflow task; `route` runs on `gf.io`, so that
+Temporal's Web UI shows it as a step of its own. All are idempotent and are retried for as long as the ledger is away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from core.attempt import BuildResult
+from core.errors import GigafactoryError
+from core.job_messages import (
+    HoldRequest,
+    JobRef,
+    ParentsReply,
+    PlaceReply,
+    PlaceRequest,
+    ReclaimReply,
+    ReclaimRequest,
+    RouteReply,
+    WriteRequest,
+)
+from store.ledger import Ledger
+
+
+class LedgerSteps:
+    """Activities over one ledger; `wake` tells the dispatcher that seats or messages are waiting."""
+
+    def __init__(self, ledger: Ledger, wake: Callable[[], None]) -> None:
+        self._ledger = ledger
+        self._wake = wake
+
+    @property
+    def local(self) -> list[Callable[..., Any]]:
+        """The activities that run beside workflow tasks."""
+        return [self.write_record, self.hold, self.resolve_parents, self.reclaim, self.place_step]
+
+    @property
+    def remote(self) -> list[Callable[..., Any]]:
+        """The activities of the queue `gf.io`."""
+        return [self.route]
+
+    @activity.defn
+    async def write_record(self, request: WriteRequest) -> None:
+        """Write one decision; idempotent by (job, seq). An illegal stage change is a bug and is not retried."""
+        try:
+            ack = await self._ledger.record(request.job_id, request.seq, request.record, now=_now())
+        except GigafactoryError as error:
+            raise_activity_error(error)
+        if ack.freed or request.record.path:
+            self._wake()
+
+    @activity.defn
+    async def hold(self, request: HoldRequest) -> None:
+        """Keep the job out of admission until it is routed again; idempotent."""
+        await self._ledger.hold(request.job_id, request.reason, now=_now())
+
+    @activity.defn
+    async def resolve_parents(self, request: JobRef) -> ParentsReply:
+        """Say whether the job's parents are done; reads only."""
+        state = await self._ledger.parents_state(request.job_id)
+        return ParentsReply(outcome=state.outcome, message=state.message)
+
+    @activity.defn
+    async def route(self, request: JobRef) -> RouteReply:
+        """Ask for a seat; returns the living grant when there is one already."""
+        grant = await self._ledger.route(request.job_id, now=_now())
+        self._wake()
+        return RouteReply(grant=grant)
+
+    @activity.defn
+    async def reclaim(self, request: ReclaimRequest) -> ReclaimReply:
+        """Mark an epoch lost, unless its result was accepted before: then return that result. Idempotent."""
+        lost = await self._ledger.mark_lost(
+            request.job_id, request.epoch, request.reason, "", now=_now(), certificate=None, tell_workflow=False
+        )
+        if lost:
+            self._wake()
+            return ReclaimReply()
+        accepted = await self._ledger.accepted_result(request.job_id, request.epoch)
+        return ReclaimReply(accepted=BuildResult.model_validate(accepted) if accepted else None)
+
+    @activity.defn
+    async def place_step(self, request: PlaceRequest) -> PlaceReply:
+        """Name a living factory that can reach the job's candidate; reads only."""
+        factory = await self._ledger.place_step(request.job_id, avoid=request.avoid, now=_now())
+        return PlaceReply(factory=factory or "")
+
+
+def raise_activity_error(error: GigafactoryError) -> NoReturn:
+    """Translate an expected error into Temporal's: the code is its type, and only retryable ones are retried."""
+    raise ApplicationError(
+        error.message, error.as_problem(), type=error.code, non_retryable=not error.retryable
+    ) from error
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,24 @@
+"""Which words get which colour; without colour every word still says the same. *Pure.*"""
+
+from __future__ import annotations
+
+STYLES = {
+    "queued": "cyan",
+    "assigned": "cyan",
+    "building": "blue",
+    "review": "yellow",
+    "testing": "yellow",
+    "shipped": "green",
+    "failed": "red",
+    "dead_letter": "red",
+    "cancelled": "dim",
+    "online": "green",
+    "offline": "red",
+    "draining": "yellow",
+    "quarantined": "red",
+}
+
+
+def style_of(word: str) -> str:
+    """Return the Rich style of a word, empty for plain."""
+    return STYLES.get(word.partition(" ")[0], "")

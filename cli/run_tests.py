@@ -1,0 +1,144 @@
+"""`gf test`: the static checks, then the tests, each shown with its time; the first failure decides the exit code.
+
+Does I/O: starts ruff, mypy and pytest as processes of this environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+NO_TESTS_COLLECTED = 5
+"""pytest's exit code when a selection matched nothing; no failure for one of our two calls, only for both."""
+
+USAGE = "gf test [--fast] [--checks-only] [--cov] [-n N] [arguments for pytest ...]"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process to run: its name for people, its argument list, and the exit codes that mean success."""
+
+    name: str
+    command: tuple[str, ...]
+    good_codes: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `gf test` was asked for. `jobs` is the number of xdist processes, 0 for none."""
+
+    fast: bool
+    checks_only: bool
+    coverage: bool
+    jobs: int
+    pytest_args: tuple[str, ...]
+
+
+def parse_options(argv: Sequence[str]) -> Options:
+    """Split our own options from pytest's; whatever is not ours goes to pytest, in its order."""
+    parser = argparse.ArgumentParser(prog="gf test", usage=USAGE, allow_abbrev=False)
+    parser.add_argument("--fast", action="store_true", help="skip ruff and mypy")
+    parser.add_argument("--checks-only", action="store_true", help="only ruff and mypy")
+    parser.add_argument("--cov", action="store_true", help="measure branch coverage and print what is not covered")
+    parser.add_argument(
+        "-n", dest="jobs", type=int, default=None, help="test processes (default 2; 0 with --pdb or -s)"
+    )
+    known, rest = parser.parse_known_args(argv)
+    interactive = any(argument in {"--pdb", "--trace", "-s", "--capture=no"} for argument in rest)
+    jobs = known.jobs if known.jobs is not None else (0 if interactive else min(2, os.cpu_count() or 1))
+    return Options(known.fast, known.checks_only, known.cov, jobs, tuple(rest))
+
+
+def plan_checks(root: Path) -> list[Step]:
+    """List the static checks, quickest first."""
+    python = (sys.executable, "-P", "-m")
+    return [
+        Step("ruff check", (*python, "ruff", "check", "--no-fix", str(root))),
+        Step("ruff format", (*python, "ruff", "format", "--check", str(root))),
+        Step("mypy", (*python, "mypy", "--config-file", str(root / "pyproject.toml"))),
+    ]
+
+
+def plan_tests(options: Options) -> list[Step]:
+    """List the pytest calls: the tests marked `serial` alone and without xdist, then all others side by side.
+
+    In this order because the last closing line should be the one that counts most tests. With coverage the second
+    call adds to what the first one measured and prints the report.
+    """
+    pytest = (sys.executable, "-P", "-m", "pytest")
+    packages = ("core", "engines", "store", "activities", "workflows", "workers", "api", "cli")
+    cov = tuple(f"--cov={name}" for name in packages) if options.coverage else ()
+    if options.jobs < 2:
+        report = ("--cov-report=term-missing:skip-covered",) if cov else ()
+        return [Step("pytest", (*pytest, *cov, *report, *options.pytest_args))]
+    spread = ("-n", str(options.jobs), "--dist", "loadgroup")
+    first = (*cov, "--cov-report=") if cov else ()
+    second = (*cov, "--cov-append", "--cov-report=term-missing:skip-covered") if cov else ()
+    good = (0, NO_TESTS_COLLECTED)
+    wish, rest = _take_marker_expression(options.pytest_args)
+    serial = f"({wish}) and serial" if wish else "serial"
+    others = f"({wish}) and not serial" if wish else "not serial"
+    return [
+        Step("pytest (serial)", (*pytest, *first, *rest, "-m", serial), good),
+        Step("pytest (side by side)", (*pytest, *spread, *second, *rest, "-m", others), good),
+    ]
+
+
+def _take_marker_expression(arguments: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Separate a `-m EXPRESSION` of the caller's: pytest would let the last -m win and forget the other."""
+    rest = list(arguments)
+    if "-m" in rest[:-1]:
+        position = rest.index("-m")
+        expression = rest[position + 1]
+        del rest[position : position + 2]
+        return expression, tuple(rest)
+    return "", tuple(rest)
+
+
+def run_step(step: Step, root: Path) -> int:
+    """Run one step in the project root, show its name and time, and return its exit code.
+
+    pytest says its own time in its closing line, and nothing may follow that.
+    """
+    _tell(f"── {step.name}")
+    started = time.monotonic()
+    code = subprocess.run(step.command, cwd=root, stdin=subprocess.DEVNULL, check=False).returncode
+    if step.name.startswith("pytest"):
+        return code
+    verdict = "ok" if code in step.good_codes else f"failed (exit code {code})"
+    _tell(f"── {step.name}: {verdict} in {time.monotonic() - started:.1f} s")
+    return code
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the checks and the tests; return the first failing exit code, or 0.
+
+    All steps run even after a failure, so that one look shows everything; failed checks are named again before the
+    tests start, whose output ends with pytest's closing line.
+    """
+    root = Path(os.environ.get("GIGAFACTORY_ROOT") or Path(__file__).resolve().parent.parent)
+    options = parse_options(argv)
+    checks = [] if options.fast else plan_checks(root)
+    tests = [] if options.checks_only else plan_tests(options)
+    codes = [(step, run_step(step, root)) for step in (*checks, *tests)]
+    failed = [code for step, code in codes if code not in step.good_codes]
+    if failed:
+        return failed[0]
+    nothing_ran = tests and all(code == NO_TESTS_COLLECTED for _, code in codes[len(checks) :])
+    return NO_TESTS_COLLECTED if nothing_ran else 0
+
+
+def _tell(line: str) -> None:
+    """Say something about the run on stderr, in order with the steps' output."""
+    sys.stdout.flush()
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

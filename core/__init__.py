@@ -1,0 +1,1 @@
+"""The domain: manifest, routing, lifecycle, leases, budgets, receipts. *Pure.*"""

@@ -1,0 +1,150 @@
+"""What goes in and out of the job workflow and its control-side activities. *Pure.*
+
+Messages are lenient towards newer writers (`core.job.Message`), so that a worker of an older version can read them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from core.attempt import BuildResult, Grant
+from core.job import JobSpec, Message, Stage
+from core.job_events import Action, Policy
+from core.lifecycle import Record
+
+CONTROL_QUEUE = "gf.control"
+"""Workflow tasks, and the local activities that run beside them."""
+IO_QUEUE = "gf.io"
+"""Control-side activities that may take longer: routing, reconciling."""
+
+RECORDS_PER_LIFE = 1_000_000
+"""Records of one life of a job are numbered from `life * RECORDS_PER_LIFE`, so that lives never share a number."""
+
+
+class JobInput(Message):
+    """Argument of `JobWorkflow`."""
+
+    job_id: str
+    product_id: str = "default"
+    spec: JobSpec
+    grant: Grant | None = None
+    """The grant that admission gave at submit; None: the job waits for one."""
+    policy: Policy = Policy()
+    life: int = 1
+    """1 for the first workflow of the job, +1 for each requeue of an ended job."""
+    epoch: int = 0
+    """Last epoch of earlier lives."""
+    note: str = ""
+    """A human's words to the next attempt, from the requeue that began this life."""
+    failure: str = ""
+    """What went wrong in the life before."""
+
+
+class JobOutcome(Message):
+    """Result of `JobWorkflow`."""
+
+    job_id: str
+    stage: Stage
+    epoch: int
+    commits: tuple[str, ...] = ()
+
+
+class ActRequest(Message):
+    """Argument of the `act` update."""
+
+    action: Action
+    sha: str = ""
+    by: str = ""
+    reason: str = ""
+
+
+class ActReply(Message):
+    """Answer of the `act` update: where the job is after the action was taken in."""
+
+    stage: Stage
+    conditions: tuple[str, ...] = ()
+
+
+class JobRef(Message):
+    """Argument of control-side activities that need nothing but the job."""
+
+    job_id: str
+    product_id: str = "default"
+
+
+class WriteRequest(Message):
+    """Argument of `write_record`."""
+
+    job_id: str
+    product_id: str = "default"
+    seq: int
+    record: Record
+
+
+class HoldRequest(Message):
+    """Argument of `hold`: the job must not get a seat until it is routed again."""
+
+    job_id: str
+    reason: str = ""
+
+
+class ParentsReply(Message):
+    """Answer of `resolve_parents`."""
+
+    outcome: Literal["ready", "waiting", "failed"]
+    message: str = ""
+
+
+class RouteReply(Message):
+    """Answer of `route`: a grant, or none for now."""
+
+    grant: Grant | None = None
+
+
+class ReclaimRequest(Message):
+    """Argument of `reclaim`: an epoch whose activity was lost."""
+
+    job_id: str
+    epoch: int
+    reason: str = ""
+
+
+class ReclaimReply(Message):
+    """Answer of `reclaim`: the result that the attempt had delivered before it was lost, if it had."""
+
+    accepted: BuildResult | None = None
+
+
+class PlaceRequest(Message):
+    """Argument of `place_step`: a workspace step whose factory does not answer."""
+
+    job_id: str
+    epoch: int
+    step: str
+    avoid: str = ""
+    """Factory that did not answer; taken again only when there is no other."""
+
+
+class PlaceReply(Message):
+    """Answer of `place_step`: a living factory that can reach the candidate, or an empty name."""
+
+    factory: str = ""
+
+
+class LostSignal(Message):
+    """Payload of the `lease_lost` signal."""
+
+    epoch: int
+    reason: str = ""
+    checkpoint_sha: str = ""
+
+
+class ReconcileReply(Message):
+    """What one pass of the reconciler looked at and mended."""
+
+    checked: int = 0
+    restarted: tuple[str, ...] = ()
+    """Jobs whose workflow was missing and was started again."""
+    failed: tuple[str, ...] = ()
+    """Jobs whose workflow was terminated; they are `failed` and may be requeued."""
+    freed_seats: int = 0

@@ -1,0 +1,113 @@
+"""The life of a job as data: stages, their legal changes, and what the ledger writes for each. *Pure.*
+
+`TRANSITIONS` is the whole state machine of the stages; the diagram in `docs/reference/lifecycle.md` is drawn from it
+and both the workflow (through `core.decision.decide`) and the ledger check against it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.attempt import Usage
+from core.errors import IllegalTransition
+from core.job import Condition, Message, Stage
+
+TRANSITIONS: dict[Stage, tuple[Stage, ...]] = {
+    Stage.QUEUED: (Stage.ASSIGNED, Stage.FAILED, Stage.DEAD_LETTER, Stage.CANCELLED),
+    Stage.ASSIGNED: (Stage.BUILDING, Stage.QUEUED, Stage.FAILED, Stage.DEAD_LETTER, Stage.CANCELLED),
+    Stage.BUILDING: (Stage.REVIEW, Stage.QUEUED, Stage.FAILED, Stage.DEAD_LETTER, Stage.CANCELLED),
+    Stage.REVIEW: (
+        Stage.TESTING,
+        Stage.SHIPPED,
+        Stage.QUEUED,
+        Stage.FAILED,
+        Stage.DEAD_LETTER,
+        Stage.CANCELLED,
+    ),
+    Stage.TESTING: (
+        Stage.SHIPPED,
+        Stage.REVIEW,
+        Stage.QUEUED,
+        Stage.FAILED,
+        Stage.DEAD_LETTER,
+        Stage.CANCELLED,
+    ),
+    Stage.FAILED: (Stage.QUEUED,),
+    Stage.DEAD_LETTER: (Stage.QUEUED,),
+    Stage.SHIPPED: (),
+    Stage.CANCELLED: (),
+}
+"""Every legal stage change. `failed` and `dead_letter` are left only by an operator's requeue, which begins a new
+life of the job; `shipped` and `cancelled` are never left."""
+
+TERMINAL = (Stage.SHIPPED, Stage.CANCELLED)
+ENDED = (Stage.SHIPPED, Stage.CANCELLED, Stage.FAILED, Stage.DEAD_LETTER)
+"""Stages in which the job's workflow is closed."""
+
+
+def check_transition(start: Stage, finish: Stage) -> None:
+    """Raise `IllegalTransition`, naming both ends, unless the lifecycle has the change `start` → `finish`."""
+    if finish not in TRANSITIONS[start]:
+        legal = ", ".join(TRANSITIONS[start]) or "nothing: it is an end"
+        raise IllegalTransition(
+            f"a job cannot go from {start} to {finish}; from {start} it may go to {legal}",
+            start=str(start),
+            finish=str(finish),
+        )
+
+
+def state_diagram() -> str:
+    """Return the transitions as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2", "    [*] --> queued"]
+    lines += [f"    {start} --> {finish}" for start, finishes in TRANSITIONS.items() for finish in finishes]
+    lines += [f"    {stage} --> [*]" for stage in TERMINAL]
+    return "\n".join(lines) + "\n"
+
+
+class Entry(Message):
+    """One line for the job's event log."""
+
+    type: str
+    """`stage.changed`, `gate.scope`, `gate.verify`, `decision.refused`, `job.retry`, …"""
+    message: str = ""
+    data: dict[str, Any] = {}
+
+
+class Record(Message):
+    """What the ledger must write for one decision, in one transaction; idempotent by (job, seq).
+
+    `path` is the stages to go through from the present one, in order (empty: no change). The projection fields
+    overwrite what the ledger shows for the job; None leaves it as it is.
+    """
+
+    path: tuple[Stage, ...] = ()
+    entries: tuple[Entry, ...] = ()
+    conditions: tuple[Condition, ...] | None = None
+    epoch: int = 0
+    """Epoch this record is about; 0 for none."""
+    attempt_outcome: str | None = None
+    """Ends the attempt `epoch` with this outcome: `succeeded` or a FailureKind value."""
+    attempt_message: str = ""
+    attempt_result: dict[str, Any] | None = None
+    """BuildResult as JSON: timings, session, engine version, exit code, log tail."""
+    verdict: dict[str, Any] | None = None
+    """Verdict as JSON: scope, verify, changes."""
+    usage: Usage | None = None
+    candidate_sha: str | None = None
+    base_sha: str | None = None
+    checkpoint_sha: str | None = None
+    commits: tuple[str, ...] | None = None
+    shipped_ref: str | None = None
+    approved_by: str | None = None
+    end_lease: bool = False
+    """The attempt's lease and seat end here (the ledger frees them whatever state the lease is in)."""
+    release_locks: bool = False
+    exclude_factory: bool = False
+    """Prefer another factory than this epoch's for the next grant (its agent was lost)."""
+
+
+class RecordAck(Message):
+    """Answer to a `Record`: whether it was new, and whether capacity became free."""
+
+    applied: bool
+    freed: bool = False

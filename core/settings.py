@@ -1,0 +1,127 @@
+"""All settings of one installation, with their defaults and reasons. *Pure*: the environment is an argument.
+
+Read in this order, later wins: default, `$GIGAFACTORY_HOME/settings.yaml`, environment variable
+`GIGAFACTORY_<NAME>`. `docs/reference/settings.md` is checked against this class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from core.errors import FieldProblem, InvalidInput
+
+PREFIX = "GIGAFACTORY_"
+
+
+class Settings(BaseModel):
+    """Settings of one stack; every field is documented where it stands."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path = Field(description="Everything the stack keeps: ledger, logs, tokens, mirrors, attempts.")
+    database_url: str = Field(
+        default="",
+        description="SQLAlchemy URL of the ledger; empty means SQLite at `<home>/ledger.db`.",
+    )
+    temporal_address: str = Field(
+        default="", description="host:port of a Temporal server to use; empty starts the embedded one."
+    )
+    temporal_namespace: str = Field(default="default", description="Temporal namespace of the workflows.")
+    api_url: str = Field(default="", description="URL of the API for clients; empty means the local stack's.")
+    api_host: str = Field(default="127.0.0.1", description="Address the API binds to; loopback by default.")
+    api_port: int = Field(default=4410, description="First port the API tries; the next free one is taken.")
+    temporal_port: int = Field(default=4420, description="First port the embedded Temporal server tries.")
+    temporal_ui_port: int = Field(default=4430, description="First port Temporal's Web UI tries.")
+    factories: int = Field(default=1, ge=0, le=64, description="Local factories that `up` starts.")
+    seats_per_factory: int = Field(default=3, ge=1, le=1000, description="Jobs at once on one factory.")
+    lease_ttl_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="Seconds without an acknowledged heartbeat after which an attempt is lost.",
+    )
+    beat_s: float = Field(default=5.0, gt=0, description="Seconds between heartbeats of an attempt.")
+    factory_beat_s: float = Field(default=5.0, gt=0, description="Seconds between heartbeats of a factory.")
+    checkpoint_s: float = Field(
+        default=30.0, gt=0, description="Longest time between two checkpoints while files change."
+    )
+    stop_grace_s: float = Field(
+        default=2.0,
+        ge=0,
+        description="Seconds an engine gets after SIGTERM before SIGKILL at a wall timeout or drain.",
+    )
+    drain_grace_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds a draining factory waits for running attempts before it checkpoints them.",
+    )
+    reclaim_limit: int = Field(
+        default=5, ge=1, description="Lost leases of one job after which it is taken for a poison job."
+    )
+    reconcile_s: float = Field(default=60.0, gt=0, description="Seconds between two passes of the reconciler.")
+    outbox_retry_s: float = Field(default=1.0, gt=0, description="Seconds until an undelivered message is tried again.")
+    allow_base: bool = Field(
+        default=True,
+        description="Lets `ship: base` merge into base branches (also needs a profile that allows it).",
+    )
+    allow_yolo: bool = Field(default=True, description="Lets jobs ask for auto-approval of every engine action.")
+    scope_mode: Literal["deny", "warn"] = Field(
+        default="deny", description="What an edit outside `allowed-scope` does: block the ship gate, or warn."
+    )
+    locks_until: Literal["end", "verdict"] = Field(
+        default="end",
+        description="Whether a job's locks are held until it ends or until its gates are decided.",
+    )
+    sqlite_synchronous: Literal["normal", "full"] = Field(
+        default="normal",
+        description="`normal` survives the death of any process; `full` also a loss of power.",
+    )
+    engine_env: tuple[str, ...] = Field(
+        default=(), description="Further environment variables that pass from a factory to its engines."
+    )
+    engines_dir: Path | None = Field(
+        default=None, description="Directory of YAML-described engines; default `<home>/engines`."
+    )
+    payload_codec: str = Field(
+        default="", description="`module:attribute` of a Temporal payload codec (encryption); empty for none."
+    )
+
+    @property
+    def ledger_url(self) -> str:
+        """Return the SQLAlchemy URL of the ledger."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.home / 'ledger.db'}"
+
+
+def load_settings(environ: Mapping[str, str], file_text: str | None, *, default_home: Path) -> Settings:
+    """Build the settings from an environment and the text of `settings.yaml` (None when there is no file).
+
+    Raises:
+        InvalidInput: every unknown name and every bad value, all at once.
+
+    """
+    values: dict[str, Any] = {"home": default_home}
+    if file_text:
+        loaded = yaml.safe_load(file_text) or {}
+        if not isinstance(loaded, dict):
+            raise InvalidInput("settings.yaml must be a mapping of setting names to values")
+        values.update({str(key).replace("-", "_"): value for key, value in loaded.items()})
+    for name in Settings.model_fields:
+        text = environ.get(PREFIX + name.upper())
+        if text is not None:
+            values[name] = tuple(text.split()) if name == "engine_env" else text
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        problems = tuple(
+            FieldProblem(
+                path=".".join(str(part) for part in item["loc"]),
+                message=item["msg"],
+                value=str(item["input"]),
+            )
+            for item in error.errors(include_url=False)
+        )
+        raise InvalidInput(f"{len(problems)} bad setting(s)", problems) from None

@@ -1,0 +1,1 @@
+"""Engines: one file per agent CLI and the YAML-described one; builds commands, parses streams. *Pure.*"""

@@ -1,0 +1,1 @@
+"""The ledger: tables, migrations, admission, outbox, projections, queries. Does I/O: SQL."""

@@ -1,0 +1,89 @@
+"""Fixtures that all tests share: a private home, and a real Temporal server that starts when first asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+
+from workers.temporal_server import (
+    connect_when_ready,
+    free_port,
+    locate_server,
+    server_command,
+    set_retention,
+)
+
+DIES_WITH_US = 'exec 3<&0; "$@" </dev/null 3<&- & server=$!; read -r _ <&3; kill "$server"; wait "$server"'
+"""A shell line that runs a server until its own standard input closes, as it does when the test process is killed."""
+
+
+@dataclass(frozen=True)
+class TemporalServer:
+    """A running development server; `log` is where it writes its errors."""
+
+    address: str
+    namespace: str
+    log: Path
+
+
+@contextmanager
+def running_temporal(binary: Path, folder: Path, *, db_file: Path | None = None) -> Iterator[TemporalServer]:
+    """Run a tuned server on ports of its own; it is gone when the block ends or this process dies."""
+    port = free_port()
+    log = folder / f"temporal-{port}.log"
+    command = server_command(binary, port=port, ui_port=None, db_file=db_file)
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            ["sh", "-c", DIES_WITH_US, "sh", *command], stdin=subprocess.PIPE, stdout=sink, stderr=sink
+        )
+    try:
+        asyncio.run(_settle(f"127.0.0.1:{port}", process))
+        yield TemporalServer(address=f"127.0.0.1:{port}", namespace="default", log=log)
+    finally:
+        process.communicate(timeout=20)
+
+
+async def _settle(address: str, process: subprocess.Popen[bytes]) -> None:
+    client = await connect_when_ready(address, timeout_s=60, alive=lambda: process.poll() is None)
+    await set_retention(client)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a private, empty GIGAFACTORY_HOME, set in the environment for this test."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("GIGAFACTORY_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def temporal_binary() -> Path:
+    """Return a Temporal CLI with a development server; the first run on a machine may build it (3 minutes)."""
+    source = asyncio.run(locate_server("", environ=os.environ, tell=lambda _line: None))
+    assert source.binary is not None
+    return source.binary
+
+
+@pytest.fixture(scope="session")
+def temporal_server(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
+    """Return a tuned in-memory server, one per test process; tests keep apart by workflow ids and queue names."""
+    with running_temporal(temporal_binary, tmp_path_factory.mktemp("temporal")) as server:
+        yield server
+
+
+@pytest.fixture
+async def temporal_client(temporal_server: TemporalServer) -> Client:
+    """Return a client of `temporal_server` that speaks pydantic models."""
+    return await Client.connect(
+        temporal_server.address, namespace=temporal_server.namespace, data_converter=pydantic_data_converter
+    )

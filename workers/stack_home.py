@@ -1,0 +1,195 @@
+"""What a stack keeps in its home before any part runs: lock, tokens, factory names, ports, log files. Does I/O: files.
+
+Standard library only, because it lies on the way to a quick start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Final
+
+from workers.stack_state import write_atomically
+
+LOOPBACK: Final = "127.0.0.1"
+TOKEN_FILES: Final = {"token": "gfa_", "factory-token": "gff_"}
+"""File name and prefix of each token; the prefix lets a secret scanner and a person tell them from other strings."""
+
+LOG_LIMIT_BYTES: Final = 10_000_000
+LOGS_KEPT: Final = 3
+PORTS_TRIED: Final = 500
+
+ADJECTIVES: Final = (
+    "amber ancient bold brave bright brisk calm candid clever cobalt copper coral crimson daring deft eager early "
+    "fabled fair fleet gentle gilded golden grand hardy honest indigo ivory jolly keen kind lively lucid lucky merry "
+    "mighty mellow nimble noble olive patient polar proud quick quiet rapid ready rosy royal rustic sage scarlet "
+    "silent silver sleek solar steady sunny swift tidy violet vivid warm wise witty"
+).split()
+ANIMALS: Final = (
+    "badger beaver bison bobcat camel condor crane dingo dolphin eagle egret elk falcon ferret finch fox gecko gibbon "
+    "goose hare hawk heron hornet husky ibex ibis jackal jaguar kestrel koala lark lemur leopard llama lynx magpie "
+    "marlin marten mole moose newt ocelot orca osprey otter owl panda pelican puffin puma quail rabbit raven robin "
+    "salmon seal shrew sparrow stork swan tapir tiger toucan trout turtle walrus weasel wolf wombat wren yak zebra"
+).split()
+
+
+# --- the one steward of a home -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def steward_lock(home: Path) -> Iterator[bool]:
+    """Try to become the one process that may start or clear the stack of `home`; yields whether it worked.
+
+    The system frees the lock when its holder ends, however it ends.
+    """
+    path = home / "run" / "steward.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def prepare(home: Path) -> None:
+    """Make the home, private to its owner, with its directories and tokens; what exists is kept."""
+    if not home.exists():
+        home.mkdir(parents=True, mode=0o700)
+    for name in ("run", "logs", "factories", "scratch", "artifacts", "engines"):
+        (home / name).mkdir(exist_ok=True)
+    for name, prefix in TOKEN_FILES.items():
+        _ensure_token(home / name, prefix)
+
+
+def _ensure_token(path: Path, prefix: str) -> None:
+    """Write a random 256-bit token, readable by the owner alone from its first byte on; tighten an old one's mode."""
+    if path.exists() and path.read_text(encoding="utf-8").strip():
+        path.chmod(0o600)
+        return
+    write_atomically(path, prefix + secrets.token_urlsafe(32), mode=0o600)
+
+
+# --- factories -----------------------------------------------------------------------------------------------------
+
+
+def factory_names(home: Path, count: int) -> list[str]:
+    """Return the names of the first `count` local factories; new ones are made up once and kept for good."""
+    path = home / "factories" / "names.json"
+    names = _read_names(path)
+    if len(names) >= count:
+        return names[:count]
+    while len(names) < count:
+        name = f"{secrets.choice(ADJECTIVES)}-{secrets.choice(ANIMALS)}"
+        if name not in names:
+            names.append(name)
+    write_atomically(path, json.dumps(names) + "\n")
+    return names
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def wanted_path(home: Path) -> Path:
+    """Return the file in which `gf up --factories N` leaves N for a steward that runs already."""
+    return home / "run" / "factories-wanted"
+
+
+def read_wanted(home: Path) -> int | None:
+    """Return the number of factories that was asked for last, or None."""
+    try:
+        return int(wanted_path(home).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+# --- ports ---------------------------------------------------------------------------------------------------------
+
+
+class PortReservation:
+    """Ports taken for a stack before its parts bind them, so that stacks starting at once never pick the same.
+
+    Each port is a locked file in a directory shared by the user's stacks; the locks go with the process.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._directory = directory or Path(tempfile.gettempdir()) / f"gigafactory-ports-{os.getuid()}"
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._held: list[IO[str]] = []
+
+    def take(self, first: int, host: str = LOOPBACK) -> int:
+        """Return the first port from `first` upwards that nobody listens on or has reserved; it is held from now on.
+
+        Raises:
+            OSError: none of the next PORTS_TRIED ports is free.
+
+        """
+        for port in range(first, min(first + PORTS_TRIED, 65536)):
+            if port_is_free(port, host) and self._lock(port):
+                return port
+        raise OSError(f"no free port from {first} to {first + PORTS_TRIED - 1} on {host}")
+
+    def _lock(self, port: int) -> bool:
+        file = (self._directory / f"{port}.lock").open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return False
+        self._held.append(file)
+        return True
+
+
+def port_is_free(port: int, host: str = LOOPBACK) -> bool:
+    """Return whether a server could listen on `port` now; one in TIME_WAIT from the last run counts as free."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe, contextlib.suppress(OSError):
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+        return True
+    return False
+
+
+# --- logs ----------------------------------------------------------------------------------------------------------
+
+
+def open_log(path: Path, limit_bytes: int = LOG_LIMIT_BYTES) -> int:
+    """Open a part's log for appending, as a file descriptor; one that has grown beyond the limit is set aside first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > limit_bytes:
+            _set_aside(path)
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _set_aside(path: Path) -> None:
+    for number in range(LOGS_KEPT - 1, 0, -1):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(f"{path.name}.{number}").rename(path.with_name(f"{path.name}.{number + 1}"))
+    path.rename(path.with_name(f"{path.name}.1"))
+
+
+def tail(path: Path, lines: int = 12, *, window_bytes: int = 32_768) -> Sequence[str]:
+    """Return the last lines of a log; none when there is no such file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - window_bytes))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-lines:]

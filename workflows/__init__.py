@@ -1,0 +1,1 @@
+"""Temporal workflows: receive, ask core what to do, perform its commands. *Deterministic.*"""

@@ -1,0 +1,51 @@
+"""How every process of ours connects to Temporal: one converter, one codec hook, one namespace. *Does I/O.*"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.converter import DataConverter, PayloadCodec
+
+from core.errors import InvalidInput
+from core.settings import Settings
+
+
+def data_converter(payload_codec: str = "") -> DataConverter:
+    """Return the converter of all our clients and workers.
+
+    `payload_codec` is `module:attribute` of a `temporalio.converter.PayloadCodec` (instance or class without
+    arguments), for encryption or compression of everything that Temporal stores; every process needs the same.
+
+    Raises:
+        InvalidInput: the setting does not name a payload codec.
+
+    """
+    if not payload_codec:
+        return pydantic_data_converter
+    module_name, _, attribute = payload_codec.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidInput(f"setting payload_codec: {payload_codec!r} cannot be loaded: {error}") from error
+    codec = found() if isinstance(found, type) else found
+    if not isinstance(codec, PayloadCodec):
+        raise InvalidInput(f"setting payload_codec: {payload_codec!r} is not a temporalio.converter.PayloadCodec")
+    return replace(pydantic_data_converter, payload_codec=codec)
+
+
+async def connect(settings: Settings, *, address: str, identity: str) -> Client:
+    """Connect to the Temporal server at `address` (host:port); `identity` shows in Temporal's Web UI.
+
+    Raises:
+        RuntimeError: the server does not answer (the SDK's own error).
+
+    """
+    return await Client.connect(
+        address,
+        namespace=settings.temporal_namespace,
+        data_converter=data_converter(settings.payload_codec),
+        identity=identity,
+    )

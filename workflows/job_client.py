@@ -1,0 +1,210 @@
+"""The typed way from outside to job workflows: start, signal, act. *Does I/O: calls Temporal, reads the outbox.*
+
+Used by the API and the control worker. What must reach a workflow because the ledger changed goes through the
+ledger's outbox and is delivered here: tried at once by the process that caused it, retried by any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import structlog
+from temporalio.client import Client, WorkflowUpdateFailedError
+from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes, WorkflowIDReusePolicy
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from core.attempt import workflow_id
+from core.errors import IllegalAction, NotFound, Unavailable
+from core.job import Stage
+from core.job_events import ACTIONS, Policy
+from core.job_messages import CONTROL_QUEUE, ActReply, ActRequest, JobInput
+from core.lifecycle import ENDED
+from core.settings import Settings
+from store.ledger import Ledger
+from store.outbox import OutboxRow
+from store.views import JobView
+
+log = structlog.get_logger(__name__)
+
+RPC_TIMEOUT_S: Final = 10
+DELIVERY_BATCH: Final = 100
+PARALLEL_DELIVERIES: Final = 8
+"""Messages sent at once; Temporal's start and signal calls take milliseconds each."""
+
+GF_STAGE = SearchAttributeKey.for_keyword("GfStage")
+GF_PRODUCT = SearchAttributeKey.for_keyword("GfProduct")
+GF_REPO = SearchAttributeKey.for_keyword("GfRepo")
+GF_FACTORY = SearchAttributeKey.for_keyword("GfFactory")
+GF_PRIORITY = SearchAttributeKey.for_int("GfPriority")
+
+
+class JobClient:
+    """Starts job workflows, and brings grants, news and decisions to them."""
+
+    def __init__(self, client: Client, ledger: Ledger, settings: Settings) -> None:
+        self._client = client
+        self._ledger = ledger
+        self._policy = Policy(
+            reclaim_limit=settings.reclaim_limit, scope_mode=settings.scope_mode, locks_until=settings.locks_until
+        )
+
+    async def deliver_due(self) -> int:
+        """Deliver every outbox row that is due; returns how many were delivered.
+
+        A row that cannot be delivered now stays for the next pass of any process.
+        """
+        delivered = 0
+        while rows := await self._ledger.claim_outbox(now=_now(), limit=DELIVERY_BATCH):
+            gate = asyncio.Semaphore(PARALLEL_DELIVERIES)
+            results = await asyncio.gather(*(self._try(row, gate) for row in rows))
+            delivered += sum(results)
+            if not all(results):
+                break
+        return delivered
+
+    async def _try(self, row: OutboxRow, gate: asyncio.Semaphore) -> bool:
+        async with gate:
+            try:
+                await self.deliver(row)
+            except (RPCError, OSError, RuntimeError) as error:
+                await self._ledger.outbox_failed(row.id, str(error), now=_now())
+                log.warning("outbox.delivery_failed", job_id=row.job_id, kind=row.kind, error=str(error))
+                return False
+            await self._ledger.outbox_done(row.id, now=_now())
+            return True
+
+    async def deliver(self, row: OutboxRow) -> None:
+        """Carry out one outbox row; doing it twice has the effect of doing it once."""
+        if row.kind == "start":
+            await self._start(row.job_id)
+        else:
+            await self._signal(row)
+
+    async def _start(self, job_id: str) -> None:
+        """Start the job's workflow with the grant it already has; one that runs already is left alone."""
+        payload = await self._ledger.start_payload(job_id)
+        if payload is None:
+            return
+        spec, grant = payload.spec, payload.grant
+        argument = JobInput(
+            job_id=job_id,
+            product_id=spec.product_id,
+            spec=spec,
+            grant=grant,
+            policy=self._policy,
+            life=payload.life,
+            epoch=payload.epoch if grant is None else grant.epoch - 1,
+            note=payload.note,
+            failure=payload.failure,
+        )
+        attributes: list[SearchAttributePair[Any]] = [
+            SearchAttributePair(GF_STAGE, (Stage.BUILDING if grant else Stage.QUEUED).value),
+            SearchAttributePair(GF_PRODUCT, spec.product_id),
+            SearchAttributePair(GF_REPO, spec.repository.url[-200:]),
+            SearchAttributePair(GF_PRIORITY, spec.priority.rank),
+        ]
+        if grant:
+            attributes.append(SearchAttributePair(GF_FACTORY, grant.factory))
+        try:
+            await self._client.start_workflow(
+                "JobWorkflow",
+                argument,
+                id=workflow_id(spec.product_id, job_id),
+                task_queue=CONTROL_QUEUE,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                search_attributes=TypedSearchAttributes(attributes),
+                static_summary=f"{spec.title} · {job_id}"[:200],
+                static_details=_details(argument),
+            )
+        except WorkflowAlreadyStartedError:
+            log.info("workflow.already_started", job_id=job_id)
+
+    async def _signal(self, row: OutboxRow) -> None:
+        """Signal the job's workflow; one that has ended needs nothing any more."""
+        handle = self._client.get_workflow_handle(workflow_id(row.product_id, row.job_id))
+        try:
+            await handle.signal(row.name, row.payload)
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            if row.name == "granted":
+                await self._ledger.grant_undeliverable(row.job_id, int(row.payload["epoch"]), now=_now())
+
+    async def act(self, job: JobView, action: str, *, sha: str = "", reason: str = "", by: str = "") -> ActReply:
+        """Bring an operator's action to the job and return where the job is afterwards.
+
+        Raises:
+            IllegalAction: the action does not exist or is not legal now; the message says why.
+            Unavailable: Temporal or every control worker is away.
+
+        """
+        if action not in ACTIONS:
+            raise IllegalAction(f"unknown action {action!r}; known: {', '.join(ACTIONS)}", action=action)
+        if job.stage in ENDED:
+            return await self._act_on_ended(job, action, reason=reason, by=by)
+        request = ActRequest.model_validate({"action": action, "sha": sha, "by": by, "reason": reason})
+        handle = self._client.get_workflow_handle(workflow_id(job.product_id, job.id))
+        try:
+            reply: ActReply = await asyncio.wait_for(
+                handle.execute_update("act", request, result_type=ActReply), RPC_TIMEOUT_S
+            )
+        except WorkflowUpdateFailedError as error:
+            raise _refusal(error, action, job.id) from error
+        except RPCError as error:
+            raise _rpc_problem(error, job.id) from error
+        except TimeoutError as error:
+            raise Unavailable(
+                f"no control worker took {action} of job {job.id} within {RPC_TIMEOUT_S} s",
+                hint="look at `gf status`; the action may still be taken when a worker is back",
+            ) from error
+        return reply
+
+    async def _act_on_ended(self, job: JobView, action: str, *, reason: str, by: str) -> ActReply:
+        """An ended job takes one action: a failed one may be requeued, which begins its next life."""
+        if action != "requeue" or job.stage not in (Stage.FAILED, Stage.DEAD_LETTER):
+            raise IllegalAction(
+                f"job {job.id} has ended in {job.stage}; {action} is not possible any more",
+                action=action,
+                job_id=job.id,
+                stage=str(job.stage),
+            )
+        await self._ledger.requeue(job.id, by=by, note=reason, now=_now())
+        await self._ledger.dispatch(now=_now())
+        await self.deliver_due()
+        return ActReply(stage=(await self._ledger.job(job.id)).stage)
+
+
+def _refusal(error: WorkflowUpdateFailedError, action: str, job_id: str) -> IllegalAction:
+    cause = error.cause
+    message = cause.message if isinstance(cause, ApplicationError) else str(cause or error)
+    return IllegalAction(message, action=action, job_id=job_id)
+
+
+def _rpc_problem(error: RPCError, job_id: str) -> NotFound | Unavailable:
+    if error.status == RPCStatusCode.NOT_FOUND:
+        return NotFound(
+            f"job {job_id} has no running workflow",
+            hint="the reconciler starts a missing one within a minute; look again with `gf job`",
+        )
+    return Unavailable(f"Temporal does not answer: {error.message}", hint="look at `gf status`")
+
+
+def _details(argument: JobInput) -> str:
+    """Return what Temporal's Web UI shows about the job before anything happened."""
+    spec = argument.spec
+    where = f"epoch {argument.grant.epoch}: {argument.grant.reason}" if argument.grant else "waiting for a seat"
+    lines = [
+        f"**{spec.title}**",
+        f"- repository `{spec.repository.url}` · base `{spec.repository.base}` · ship: {spec.ship}",
+        f"- profile {spec.profile.name if spec.profile else 'none'} · priority {spec.priority}",
+        f"- verify: {'; '.join(spec.verify) or 'none'} · scope: {', '.join(spec.allowed_scope) or 'everything'}",
+        f"- {where}",
+    ]
+    return "\n".join(lines)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
