@@ -279,7 +279,7 @@ def worktree_admin(worktree: Path) -> Path:
 
 
 def commit_object(
-    tree: str, parents: Iterable[str], message: str, who: Identity, when: datetime, *, object_format: str = "sha1"
+    tree: str, parents: Iterable[str], *, message: str, who: Identity, when: datetime, object_format: str = "sha1"
 ) -> tuple[str, bytes]:
     """Return id and bytes of a commit object. *Pure.*"""
     stamp = f"{_plain(who.name)} <{_plain(who.email)}> {int(when.timestamp())} +0000"
@@ -306,10 +306,11 @@ def write_object(mirror: Path, sha: str, data: bytes) -> None:
 
 
 def write_commit(
-    mirror: Path, tree: str, parents: Iterable[str], message: str, who: Identity, when: datetime
+    mirror: Path, tree: str, parents: Iterable[str], *, message: str, who: Identity, when: datetime
 ) -> str:
     """Store a commit in `mirror` and return its id; the same arguments give the same commit."""
-    sha, data = commit_object(tree, parents, message, who, when, object_format=object_format_of(tree))
+    known = object_format_of(tree)
+    sha, data = commit_object(tree, parents, message=message, who=who, when=when, object_format=known)
     write_object(mirror, sha, data)
     return sha
 

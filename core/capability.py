@@ -135,7 +135,7 @@ def _parse_range(text: str, name: str, clauses: str) -> Requirement:
 
 def _range_hint(name: str, clause: str) -> str:
     bound = clause.lstrip("<>=!~^") or "20"
-    if clause.startswith("=>") or clause.startswith("=<"):
+    if clause.startswith(("=>", "=<")):
         return f"write {name}{clause[1]}={bound}"
     if clause.startswith("=") and not clause.startswith("=="):
         return f"write {name}>={bound} for a minimum or {name}=={bound}.* for a release line"
@@ -162,7 +162,7 @@ def _check_bound(text: str, name: str, operator: str, bound: str) -> None:
 def read_requirement(text: str) -> Requirement:
     """Read one requirement of an accepted job; one that is not understood is kept as a need that nothing meets.
 
-    A job accepted by a newer version may hold such a text. It then waits with that as its reason, and stops no other job.
+    A job accepted by a newer version may hold such a text. It waits with that as its reason, and stops no other job.
     """
     try:
         return parse_requirement(text)

@@ -13,12 +13,13 @@ The same snapshot gives the same plan, byte for byte, in whatever order its memb
 from __future__ import annotations
 
 import json
+from collections import Counter
 from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from core.job import Message
-from core.router_advice import advise
+from core.router_advice import Advice, advise, after_waits
 from core.router_capacity import Claims, Seats, open_seats
 from core.router_explain import (
     Blocker,
@@ -184,17 +185,21 @@ class Plan:
         return self._after(len(self.grants))
 
     @cached_property
-    def _class_reports(self) -> dict[JobClass, tuple[FactoryReport, ...]]:
+    def _answers(self) -> dict[JobClass, tuple[tuple[FactoryReport, ...], Advice]]:
         return {}
 
+    def _answer(self, needs: JobClass) -> tuple[tuple[FactoryReport, ...], Advice]:
+        """Return reports and advice for the jobs of that class that wait."""
+        if needs not in self._answers:
+            seats, _ = self._at_end
+            reports = tuple(self._matcher.report(needs, factory, seats) for factory in self._factories)
+            self._answers[needs] = reports, advise(needs, self._factories, reports)
+        return self._answers[needs]
+
     def _explain_park(self, job: ReadyJob) -> Explanation:
-        seats, claims = self._at_end
-        needs = job.job_class
-        if needs not in self._class_reports:
-            self._class_reports[needs] = tuple(self._matcher.report(needs, f, seats) for f in self._factories)
-        reports = self._class_reports[needs]
+        _, claims = self._at_end
         blockers = claims.blockers(job)
-        change, alternative = advise(needs, self._factories, reports, blockers)
+        reports, advice = self._answer(job.job_class)
         return Explanation(
             job_id=job.job_id,
             verdict="not_now" if any(report.possible for report in reports) else "never",
@@ -202,8 +207,8 @@ class Plan:
             waiting=len(self._positions),
             blockers=blockers,
             reports=reports,
-            change=change,
-            alternative=alternative,
+            change=after_waits(advice.change, blockers),
+            alternative=after_waits(advice.alternative, blockers) if advice.alternative else None,
             **_request(job),
         )
 
@@ -307,5 +312,5 @@ def _check_names(snapshot: FleetSnapshot) -> None:
         ("factory", [factory.name for factory in snapshot.factories]),
     ):
         if len(set(names)) != len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
+            twice = sorted(name for name, count in Counter(names).items() if count > 1)
             raise ValueError(f"the snapshot has the same {what} twice: {', '.join(twice)}")

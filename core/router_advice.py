@@ -54,28 +54,34 @@ class _Way(NamedTuple):
     steps: tuple[Step, ...]
 
 
-def advise(
-    job: JobClass,
-    factories: Sequence[FactoryView],
-    reports: Sequence[FactoryReport],
-    blockers: Sequence[Blocker],
-) -> tuple[Change, Change | None]:
-    """Return the smallest change that places the job, and for a job that can never run another one: a new factory.
+class Advice(NamedTuple):
+    """What to do for all jobs of one class; what other jobs hold comes on top for each job (`after_waits`)."""
 
-    `reports` belong to `factories` one by one; what other jobs hold has to be waited for in either case.
-    """
-    waits = tuple(_wait(blocker) for blocker in blockers)
+    change: Change
+    alternative: Change | None
+    """For a class that can never run on this fleet: a new factory, unless that is the smallest change already."""
+
+
+def advise(job: JobClass, factories: Sequence[FactoryView], reports: Sequence[FactoryReport]) -> Advice:
+    """Return the smallest change that places jobs of that class; `reports` belong to `factories` one by one."""
     if not job.engines:
-        step = Step(kind="name_engine", text=f"name an engine in the job; it has {job.engine_label}, which leads to none")
-        return Change(steps=(step, *waits)), None
+        text = f"name an engine in the job; it has {job.engine_label}, which leads to none"
+        return Advice(Change(steps=(Step(kind="name_engine", text=text),)), None)
     enrol = _enrol(job)
     ways = sorted(way for pair in zip(factories, reports, strict=True) for way in _ways(job, *pair))
     best = min([*ways[:1], enrol])
     alike = [way.factory for way in ways if _kinds(way) == _kinds(best) and way.factory != best.factory]
-    smallest = Change(steps=(*best.steps, *waits), also=tuple(dict.fromkeys(alike)))
+    smallest = Change(steps=best.steps, also=tuple(dict.fromkeys(alike)))
     if best is enrol or any(report.possible for report in reports):
-        return smallest, None
-    return smallest, Change(steps=(*enrol.steps, *waits))
+        return Advice(smallest, None)
+    return Advice(smallest, Change(steps=enrol.steps))
+
+
+def after_waits(change: Change, blockers: Sequence[Blocker]) -> Change:
+    """Return the change with a wait for each thing that another job holds."""
+    if not blockers:
+        return change
+    return Change(steps=(*change.steps, *(_wait(blocker) for blocker in blockers)), also=change.also)
 
 
 def _kinds(way: _Way) -> tuple[tuple[str, str], ...]:

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from core.capability import Requirement, Unmet, unmet
-from core.router_capacity import Seats, disk_is_low, open_seats
+from core.router_capacity import Seats, disk_is_low
 from core.router_explain import FactoryReport, Option, Rejection, RejectionCode, Score
 from core.router_score import score, tie_break
 from core.router_snapshot import FactoryView, FleetSnapshot, JobClass, StationView
@@ -117,9 +117,17 @@ class Places:
         heapify(self._heap)
         self.at_first = len(places)
         """Places that were free when the class was looked at first."""
+        self._looked_after = -1
 
     def best(self, seats: Seats) -> Place | None:
         """Return the best place that has a free seat, or None; it is not taken by asking."""
+        if self._looked_after != seats.taken:
+            self._settle(seats)
+            self._looked_after = seats.taken
+        return self._heap[0] if self._heap else None
+
+    def _settle(self, seats: Seats) -> None:
+        """Bring the best place to the top of the heap, with its present score."""
         while self._heap:
             top = self._heap[0]
             if not has_seat(top.factory.name, top.engine, seats):
@@ -127,9 +135,8 @@ class Places:
                 continue
             current = self._matcher.option(self._job, top.factory, top.engine, seats)
             if current.order == top.order:
-                return top
+                return
             heapreplace(self._heap, current)
-        return None
 
 
 def has_seat(factory: str, engine: str, seats: Seats) -> bool:
@@ -167,9 +174,7 @@ _RAISE_SEATS = "give it seats in the settings"
 
 def _seat_reasons(factory: FactoryView, seats: Seats) -> Iterator[Rejection]:
     if factory.seats <= 0:
-        yield Rejection(
-            code=RejectionCode.NO_SEATS, observed="0 seats", required="a seat", repair=_RAISE_SEATS
-        )
+        yield Rejection(code=RejectionCode.NO_SEATS, observed="0 seats", required="a seat", repair=_RAISE_SEATS)
     elif seats.at_factory(factory.name) <= 0:
         busy = f"{factory.seats} of {factory.seats} seats taken"
         yield Rejection(code=RejectionCode.FACTORY_FULL, observed=busy, required="a free seat")

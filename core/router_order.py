@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from heapq import heapify, heapreplace, heappop
+from heapq import heapify, heappop, heapreplace
 from operator import attrgetter
 
 from core.job import Priority

@@ -6,9 +6,10 @@ order its members come. Shares (`load`, `health`) are decimals; times are aware.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cached_property, lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
@@ -102,8 +103,12 @@ class FactoryView(Message):
         return stations
 
 
-class JobClass(NamedTuple):
-    """All that decides where a job can and should run; jobs of equal class are interchangeable, locks apart."""
+@dataclass(frozen=True, slots=True)
+class JobClass:
+    """All that decides where a job can and should run; jobs of equal class are interchangeable, locks apart.
+
+    The router asks for it once per waiting job, so equal classes are one object and the hash is computed once.
+    """
 
     requirements: tuple[Requirement, ...]
     """Requirements that equal factories satisfy equally."""
@@ -118,6 +123,24 @@ class JobClass(NamedTuple):
     excluded: tuple[str, ...]
     repository_url: str
     last_factory: str | None
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        members = (
+            self.requirements,
+            self.own_requirements,
+            self.prefers,
+            self.engines,
+            self.engine_label,
+            self.host,
+            self.excluded,
+            self.repository_url,
+            self.last_factory,
+        )
+        object.__setattr__(self, "_hash", hash(members))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 class ReadyJob(Message):
@@ -147,25 +170,22 @@ class ReadyJob(Message):
     """How often a later job was granted a seat that this one could have used."""
     last_factory: str | None = None
 
-    @cached_property
+    @property
     def job_class(self) -> JobClass:
         """Return the class of the job."""
-        shared, own = _requirements(self.capabilities)
-        return JobClass(
-            requirements=shared,
-            own_requirements=own,
-            prefers=_both(self.prefers),
-            engines=engine_chain(self.engine, self.engine_class, self.engine_preference),
-            engine_label=_engine_label(self.engine, self.engine_class),
-            host=self.host,
-            excluded=tuple(sorted(set(self.excluded_factories))),
-            repository_url=self.repository_url,
-            last_factory=self.last_factory,
+        return _job_class(
+            self.capabilities,
+            self.prefers,
+            (self.engine, self.engine_class, self.engine_preference),
+            (self.host, self.last_factory, self.excluded_factories),
+            self.repository_url,
         )
 
-    @cached_property
+    @property
     def locks(self) -> tuple[str, ...]:
         """Return the names of all locks that the job takes."""
+        if not self.implied_locks:
+            return (self.lock,) if self.lock else ()
         return tuple(sorted({*self.implied_locks, *((self.lock,) if self.lock else ())}))
 
 
@@ -198,6 +218,30 @@ class FleetSnapshot(Message):
     limits: Limits = Limits()
     now: AwareDatetime
     seed: int = 0
+
+
+@lru_cache(maxsize=16_384)
+def _job_class(
+    capabilities: tuple[str, ...],
+    prefers: tuple[str, ...],
+    engine_request: tuple[str | None, str | None, tuple[str, ...]],
+    places: tuple[str | None, str | None, tuple[str, ...]],
+    repository_url: str,
+) -> JobClass:
+    shared, own = _requirements(capabilities)
+    engine, engine_class, _ = engine_request
+    host, last_factory, excluded = places
+    return JobClass(
+        requirements=shared,
+        own_requirements=own,
+        prefers=_both(prefers),
+        engines=engine_chain(*engine_request),
+        engine_label=_engine_label(engine, engine_class),
+        host=host,
+        excluded=tuple(sorted(set(excluded))),
+        repository_url=repository_url,
+        last_factory=last_factory,
+    )
 
 
 @lru_cache(maxsize=4096)

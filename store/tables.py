@@ -46,6 +46,10 @@ def _job(*, primary_key: bool = False) -> Column[str]:
     return Column("job_id", CleanText, ForeignKey("jobs.id"), nullable=False, primary_key=primary_key)
 
 
+def _run() -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(["job_id", "epoch"], ["runs.job_id", "runs.epoch"])
+
+
 def _text(name: str, default: str = "") -> Column[str]:
     return Column(name, CleanText, nullable=False, server_default=text(f"'{default}'"))
 
@@ -131,7 +135,7 @@ runs = Table(
 leases = Table(
     "leases",
     metadata,
-    _job(primary_key=True),
+    Column("job_id", CleanText, primary_key=True),
     Column("epoch", Integer, primary_key=True, autoincrement=False),
     _product(),
     Column("factory", CleanText, nullable=False),
@@ -145,6 +149,7 @@ leases = Table(
     Column("accepted_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
     _text("reason"),
+    _run(),
     CheckConstraint("state IN ('living', 'accepted', 'lost', 'ended')", name="state"),
     Index(
         "uq_leases_job_id_holds_seat",
@@ -253,7 +258,7 @@ artifacts = Table(
     metadata,
     Column("id", _Id, primary_key=True),
     _product(),
-    _job(),
+    Column("job_id", CleanText, nullable=False),
     Column("epoch", Integer, nullable=False),
     Column("path", CleanText, nullable=False),
     _text("kind"),
@@ -262,6 +267,7 @@ artifacts = Table(
     Column("sha256", CleanText, nullable=False),
     Column("location", CleanText, nullable=False),
     Column("at", UtcDateTime, nullable=False),
+    _run(),
     UniqueConstraint("job_id", "epoch", "path"),
     sqlite_autoincrement=True,
 )
@@ -313,12 +319,13 @@ logs = Table(
     metadata,
     Column("id", _Id, primary_key=True),
     _product(),
-    _job(),
+    Column("job_id", CleanText, nullable=False),
     Column("epoch", Integer, nullable=False),
     Column("stream", CleanText, nullable=False),
     Column("seq", Integer, nullable=False),
     Column("at", UtcDateTime, nullable=False),
     Column("text", CleanText, nullable=False),
+    _run(),
     UniqueConstraint("job_id", "epoch", "stream", "seq"),
     Index("ix_logs_job_id", "job_id", "id"),
     sqlite_autoincrement=True,
@@ -334,13 +341,3 @@ records = Table(
     Column("freed", Boolean(create_constraint=False), nullable=False),
     Column("at", UtcDateTime, nullable=False),
 )
-
-_ATTEMPT_TABLES = (leases, artifacts, logs)
-for _table in _ATTEMPT_TABLES:
-    _table.append_constraint(
-        ForeignKeyConstraint(
-            ["job_id", "epoch"],
-            ["runs.job_id", "runs.epoch"],
-            name=f"fk_{_table.name}_job_id_epoch_runs",
-        )
-    )

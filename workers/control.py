@@ -26,7 +26,6 @@ from temporalio.client import (
     ScheduleSpec,
 )
 from temporalio.worker import Worker
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.ledger_steps import LedgerSteps
 from activities.reconcile import Reconciler
@@ -36,7 +35,7 @@ from store import open_ledger
 from store.ledger import Ledger
 from store.logging_setup import configure_logging
 from workers.settings_source import read_settings
-from workflows.connection import connect
+from workflows.connection import connect, workflow_runner
 from workflows.job import JobWorkflow
 from workflows.job_client import JobClient
 from workflows.reconcile import ReconcileWorkflow
@@ -48,12 +47,6 @@ DRAIN_S: Final = 5
 SCHEDULE_ID: Final = "gf-reconcile"
 CACHED_WORKFLOWS: Final = 2000
 """Parked jobs beyond this are evicted and replayed when something happens to them."""
-
-
-def workflow_runner() -> SandboxedWorkflowRunner:
-    """Return the sandbox; our pure packages and their libraries pass through it."""
-    restrictions = SandboxRestrictions.default.with_passthrough_modules("core", "pydantic", "pydantic_core", "yaml")
-    return SandboxedWorkflowRunner(restrictions=restrictions)
 
 
 class Dispatcher:

@@ -20,7 +20,7 @@ from typing import IO, Final
 from workers.stack_state import write_atomically
 
 LOOPBACK: Final = "127.0.0.1"
-TOKEN_FILES: Final = {"token": "gfa_", "factory-token": "gff_"}
+TOKEN_FILES: Final = {"token": "gf_", "factory-token": "gff_"}
 """File name and prefix of each token; the prefix lets a secret scanner and a person tell them from other strings."""
 
 LOG_LIMIT_BYTES: Final = 10_000_000
@@ -32,13 +32,13 @@ ADJECTIVES: Final = (
     "fabled fair fleet gentle gilded golden grand hardy honest indigo ivory jolly keen kind lively lucid lucky merry "
     "mighty mellow nimble noble olive patient polar proud quick quiet rapid ready rosy royal rustic sage scarlet "
     "silent silver sleek solar steady sunny swift tidy violet vivid warm wise witty"
-).split()
+).split()  # noqa: SIM905 - words read best as words
 ANIMALS: Final = (
     "badger beaver bison bobcat camel condor crane dingo dolphin eagle egret elk falcon ferret finch fox gecko gibbon "
     "goose hare hawk heron hornet husky ibex ibis jackal jaguar kestrel koala lark lemur leopard llama lynx magpie "
     "marlin marten mole moose newt ocelot orca osprey otter owl panda pelican puffin puma quail rabbit raven robin "
     "salmon seal shrew sparrow stork swan tapir tiger toucan trout turtle walrus weasel wolf wombat wren yak zebra"
-).split()
+).split()  # noqa: SIM905
 
 
 # --- the one steward of a home -------------------------------------------------------------------------------------

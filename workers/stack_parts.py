@@ -108,9 +108,7 @@ def plan_stack(
     return StackPlan(parts=tuple(parts), factory=factory, factories=factories, urls=urls, ports=ports)
 
 
-def child_environment(
-    settings: Settings, urls: Mapping[str, str], ports: Mapping[str, int]
-) -> dict[str, str | None]:
+def child_environment(settings: Settings, urls: Mapping[str, str], ports: Mapping[str, int]) -> dict[str, str | None]:
     """Return what the parts' environment has beyond the steward's own; the stack's choices become settings."""
     return {
         "PYTHONPATH": str(ROOT),
@@ -199,9 +197,7 @@ def _api(url: str, env: Mapping[str, str | None]) -> PartSpec:
         return (await http_request("GET", f"{url}/fleet/health"))[0] == 200
 
     mend = "read its log; another program on its port shows there"
-    return PartSpec(
-        name="api", kind="api", command=_python("api"), env=env, rank=2, probe=healthy, url=url, mend=mend
-    )
+    return PartSpec(name="api", kind="api", command=_python("api"), env=env, rank=2, probe=healthy, url=url, mend=mend)
 
 
 def _control(env: Mapping[str, str | None]) -> PartSpec:

@@ -1,4 +1,4 @@
-"""How every process of ours connects to Temporal: one converter, one codec hook, one namespace. *Does I/O.*"""
+"""How every process of ours meets Temporal: one converter, one codec hook, one sandbox. *Does I/O.*"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter, PayloadCodec
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from core.errors import InvalidInput
 from core.settings import Settings
@@ -49,3 +50,9 @@ async def connect(settings: Settings, *, address: str, identity: str) -> Client:
         data_converter=data_converter(settings.payload_codec),
         identity=identity,
     )
+
+
+def workflow_runner() -> SandboxedWorkflowRunner:
+    """Return the sandbox; our pure packages and their libraries pass through it."""
+    restrictions = SandboxRestrictions.default.with_passthrough_modules("core", "pydantic", "pydantic_core", "yaml")
+    return SandboxedWorkflowRunner(restrictions=restrictions)

@@ -1,0 +1,58 @@
+"""What a job that does not move waits for, and the command that gets it going. *Pure.*"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from core.job import Condition, Message, Stage
+from core.lifecycle import ENDED
+from store.views import JobView
+
+
+class Waiting(Message):
+    """Why a job stands still."""
+
+    kind: Literal["human", "parents", "capacity", "time"]
+    message: str
+    command: str = ""
+    """What a person may type to go on; empty when nobody needs to do anything."""
+    until: datetime | None = None
+
+
+def waits_for(job: JobView) -> Waiting | None:
+    """Return what `job` waits for; None when it has ended or something is running for it."""
+    if job.stage in ENDED:
+        return None
+    paused = next((condition for condition in job.conditions if condition.type == "paused"), None)
+    if paused is not None:
+        return Waiting(kind="human", message=paused.message, command=f"gf resume {job.id}")
+    blocked = next((condition for condition in job.conditions if condition.type == "blocked"), None)
+    if blocked is not None:
+        return _blocked(job, blocked)
+    if job.stage == Stage.QUEUED:
+        return Waiting(kind="capacity", message="waits for a seat on a factory", command=f"gf why {job.id}")
+    if gate_is_open(job):
+        checked = "verify passed" if job.stage == Stage.TESTING else "nothing was verified"
+        return Waiting(kind="human", message=f"the ship gate: {checked}", command=f"gf ship {job.id}")
+    return None
+
+
+def gate_is_open(job: JobView) -> bool:
+    """Return whether the gates have judged the present candidate, so that a human may decide on it."""
+    if job.stage == Stage.TESTING:
+        return True
+    judged = (job.verdict or {}).get("candidate_sha")
+    return job.stage == Stage.REVIEW and judged is not None and judged == job.candidate_sha
+
+
+def _blocked(job: JobView, condition: Condition) -> Waiting:
+    if condition.reason in ("backoff", "usage_limit"):
+        return Waiting(
+            kind="time", message=condition.message, command=f"gf requeue {job.id}", until=condition.until
+        )
+    if condition.reason in ("parents", "parent_failed"):
+        return Waiting(kind="parents", message=condition.message)
+    if condition.reason == "capacity":
+        return Waiting(kind="capacity", message=condition.message, command=f"gf why {job.id}")
+    return Waiting(kind="human", message=condition.message, command=f"gf requeue {job.id} --reason '…'")

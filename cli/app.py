@@ -1,0 +1,336 @@
+"""The commands of `gf`: names, arguments, help. Each imports what it does only when it is called. *Does no I/O itself.*
+
+A command that only asks must answer at once, so this module may import nothing but Typer and the small modules of
+this package; `tests/cli/test_speed.py` stands guard.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated, ParamSpec
+
+import typer
+
+from cli import output
+from cli.client import ApiProblem, NotRunning
+from cli.exit_codes import ExitCode, of_status
+
+Parameters = ParamSpec("Parameters")
+
+app = typer.Typer(
+    name="gf",
+    help="Gigafactory turns Markdown job files into shipped commits.",
+    epilog="`gf COMMAND --help` explains one command. Exit codes: docs/reference/cli.md.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+class StageName(StrEnum):
+    """Stages that `gf jobs --stage` knows; the same as `core.job.Stage`, which takes longer to import."""
+
+    QUEUED = "queued"
+    ASSIGNED = "assigned"
+    BUILDING = "building"
+    REVIEW = "review"
+    TESTING = "testing"
+    SHIPPED = "shipped"
+    FAILED = "failed"
+    DEAD_LETTER = "dead_letter"
+    CANCELLED = "cancelled"
+
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else on stderr.")]
+JsonLines = Annotated[
+    bool, typer.Option("--json", help="One JSON document on stdout; with --follow one JSON object a line.")
+]
+Job = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, as `gf jobs` shows it.")]
+Jobs = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of jobs, as `gf jobs` shows them.")]
+Files = Annotated[
+    list[str], typer.Argument(metavar="FILE...", help="Markdown job files; `-` reads one from standard input.")
+]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")]
+Reason = Annotated[str, typer.Option("--reason", "-m", help="Why; is kept in the job's events.")]
+Sha = Annotated[str, typer.Option("--sha", help="Candidate that is meant; default: the job's present one.")]
+Key = Annotated[
+    str | None,
+    typer.Option("--idempotency-key", help="The same key again gives the same job instead of a second one."),
+]
+Dirty = Annotated[
+    bool, typer.Option("--include-dirty", help="Take uncommitted changes of a `cwd` along instead of leaving them out.")
+]
+
+
+def guarded(command: Callable[Parameters, ExitCode | int | None]) -> Callable[Parameters, None]:
+    """Make a command end with its exit code, and show every expected error as message, fields and hint."""
+
+    @functools.wraps(command)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        as_json = bool(kwargs.get("as_json"))
+        try:
+            code = command(*args, **kwargs) or ExitCode.DONE
+        except ApiProblem as error:
+            output.problem(error.document, as_json=as_json)
+            code = of_status(error.status)
+        except NotRunning as error:
+            hint = "start it with `gf up --detach`; `gf status` shows what runs"
+            output.failure(str(error), hint=hint, code="not_running", as_json=as_json)
+            code = ExitCode.NOT_RUNNING
+        except KeyboardInterrupt:
+            code = ExitCode.DETACHED
+        raise typer.Exit(int(code))
+
+    return run
+
+
+# --- the stack --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def up(
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return as soon as the stack is ready.")] = False,
+    factories: Annotated[int | None, typer.Option(min=0, max=64, help="How many local factories to start.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Start the stack on this machine: Temporal, API, control worker, factories."""
+    from cli import up as stack  # noqa: PLC0415
+
+    return stack.up(detach=detach, factories=factories, as_json=as_json)
+
+
+@app.command()
+@guarded
+def down(as_json: Json = False) -> int:
+    """Stop the stack; no process of it stays."""
+    from cli import up as stack  # noqa: PLC0415
+
+    return stack.down(as_json=as_json)
+
+
+@app.command()
+@guarded
+def status(as_json: Json = False) -> int:
+    """Show which parts of the stack run, and where."""
+    from cli import up as stack  # noqa: PLC0415
+
+    return stack.status(as_json=as_json)
+
+
+@app.command()
+@guarded
+def doctor(as_json: Json = False) -> int:
+    """Check this machine and say how to mend each thing that is missing."""
+    from cli import doctor as checks  # noqa: PLC0415
+
+    return checks.doctor(as_json=as_json)
+
+
+@app.command()
+@guarded
+def factories(as_json: Json = False) -> int:
+    """List the factories with their stations."""
+    from cli import listing  # noqa: PLC0415
+
+    return listing.factories(as_json=as_json)
+
+
+# --- jobs: in -----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def run(
+    files: Files,
+    ship: Annotated[bool, typer.Option("--ship", help="Answer yes at the ship gate.")] = False,
+    include_dirty: Dirty = False,
+    idempotency_key: Key = None,
+    as_json: Json = False,
+) -> int:
+    """Submit job files, follow them live, and ask at the ship gate. Starts the stack if it is not running."""
+    from cli import running  # noqa: PLC0415
+
+    request = running.RunRequest(tuple(files), ship, include_dirty, idempotency_key)
+    return running.run(request, as_json=as_json)
+
+
+@app.command()
+@guarded
+def submit(
+    files: Files, include_dirty: Dirty = False, idempotency_key: Key = None, as_json: Json = False
+) -> int:
+    """Submit job files and return. Either all of them are valid, or none starts."""
+    from cli import submitting  # noqa: PLC0415
+
+    return submitting.submit(files, include_dirty=include_dirty, idempotency_key=idempotency_key, as_json=as_json)
+
+
+@app.command()
+@guarded
+def explain(file: Annotated[str, typer.Argument(metavar="FILE", help="A job file.")], as_json: Json = False) -> int:
+    """Show every field of a job file with its value and where it comes from. Starts nothing."""
+    from cli import explaining  # noqa: PLC0415
+
+    return explaining.explain(file, as_json=as_json)
+
+
+# --- jobs: look -----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def jobs(
+    stage: Annotated[list[StageName] | None, typer.Option(help="Only jobs in this stage; may be repeated.")] = None,
+    product: Annotated[str | None, typer.Option(help="Only jobs of this product.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="How many, newest first.")] = 30,
+    cursor: Annotated[str | None, typer.Option(help="Go on where an earlier list ended.")] = None,
+    as_json: Json = False,
+) -> int:
+    """List jobs, newest first."""
+    from cli import listing  # noqa: PLC0415
+
+    stages = tuple(str(name) for name in stage or ())
+    return listing.jobs(stages=stages, product=product, limit=limit, cursor=cursor, as_json=as_json)
+
+
+@app.command()
+@guarded
+def job(
+    job_id: Job,
+    diff: Annotated[bool, typer.Option("--diff", help="Show only the diff of the candidate.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Show one job: stage, attempts, gates, commits, what it waits for."""
+    from cli import listing  # noqa: PLC0415
+
+    return listing.diff(job_id, as_json=as_json) if diff else listing.job(job_id, as_json=as_json)
+
+
+@app.command()
+@guarded
+def logs(
+    job_id: Job,
+    follow: Follow = False,
+    epoch: Annotated[int | None, typer.Option(min=1, help="Only this attempt.")] = None,
+    as_json: JsonLines = False,
+) -> int:
+    """Show what the attempts of a job printed."""
+    from cli import story  # noqa: PLC0415
+
+    return story.logs(job_id, follow=follow, epoch=epoch, as_json=as_json)
+
+
+@app.command()
+@guarded
+def events(job_id: Job, follow: Follow = False, as_json: JsonLines = False) -> int:
+    """Show what happened to a job: its hash-chained event log."""
+    from cli import story  # noqa: PLC0415
+
+    return story.events(job_id, follow=follow, as_json=as_json)
+
+
+@app.command()
+@guarded
+def why(job_id: Job, as_json: Json = False) -> int:
+    """Say why a job is where it is: the routing decision, and what it waits for."""
+    from cli import story  # noqa: PLC0415
+
+    return story.why(job_id, as_json=as_json)
+
+
+# --- jobs: decide -----------------------------------------------------------------------------------------------------------
+
+
+def _act(action: str, job_ids: list[str], *, as_json: bool, sha: str = "", reason: str = "") -> int:
+    from cli import acting  # noqa: PLC0415
+
+    return acting.act(action, job_ids, sha=sha, reason=reason, as_json=as_json)
+
+
+@app.command()
+@guarded
+def ship(job_ids: Jobs, sha: Sha = "", reason: Reason = "", as_json: Json = False) -> int:
+    """Ship the candidate: the answer yes at the gate."""
+    return _act("ship", job_ids, sha=sha, reason=reason, as_json=as_json)
+
+
+@app.command()
+@guarded
+def approve(job_ids: Jobs, sha: Sha = "", reason: Reason = "", as_json: Json = False) -> int:
+    """Approve the candidate."""
+    return _act("approve", job_ids, sha=sha, reason=reason, as_json=as_json)
+
+
+@app.command()
+@guarded
+def reject(job_ids: Jobs, sha: Sha = "", reason: Reason = "", as_json: Json = False) -> int:
+    """Turn the candidate down; the reason goes to the next attempt."""
+    return _act("reject", job_ids, sha=sha, reason=reason, as_json=as_json)
+
+
+@app.command()
+@guarded
+def requeue(job_ids: Jobs, reason: Reason = "", as_json: Json = False) -> int:
+    """Try a job again; the reason goes to the next attempt as a note."""
+    return _act("requeue", job_ids, reason=reason, as_json=as_json)
+
+
+@app.command()
+@guarded
+def cancel(job_ids: Jobs, reason: Reason = "", as_json: Json = False) -> int:
+    """End a job; its work so far is kept."""
+    return _act("cancel", job_ids, reason=reason, as_json=as_json)
+
+
+@app.command()
+@guarded
+def pause(job_ids: Jobs, reason: Reason = "", as_json: Json = False) -> int:
+    """Put a job aside."""
+    return _act("pause", job_ids, reason=reason, as_json=as_json)
+
+
+@app.command()
+@guarded
+def resume(job_ids: Jobs, reason: Reason = "", as_json: Json = False) -> int:
+    """Let a paused job go on."""
+    return _act("resume", job_ids, reason=reason, as_json=as_json)
+
+
+# --- work on Gigafactory itself -------------------------------------------------------------------------------------------
+
+
+@app.command(context_settings=PASS_THROUGH)
+@guarded
+def bench(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="`jobs`, `dispatch`, …; `list` names all.")],
+    as_json: Json = False,
+) -> int:
+    """Measure Gigafactory on this machine."""
+    from cli import bench as benches  # noqa: PLC0415
+
+    return benches.bench(name, list(context.args), as_json=as_json)
+
+
+@app.command(context_settings=PASS_THROUGH | {"help_option_names": []})
+@guarded
+def test(context: typer.Context) -> int:
+    """Run Gigafactory's own checks and tests; arguments go to pytest."""
+    from cli import run_tests  # noqa: PLC0415
+
+    return run_tests.main(context.args)
+
+
+@app.command()
+@guarded
+def version(as_json: Json = False) -> int:
+    """Show the version of the command line, and of the stack if one runs."""
+    from cli import listing  # noqa: PLC0415
+
+    return listing.version(as_json=as_json)

@@ -1,0 +1,234 @@
+"""How the ledger reaches SQLite or PostgreSQL: units of work in, their results out. Does I/O: SQL.
+
+A unit of work is a plain function that takes a `Connection` and runs in one transaction. On SQLite it runs in a thread
+from its first statement to its last: handing each statement to the thread by itself (as an asynchronous driver does)
+was measured at nine times the cost. On PostgreSQL the same function runs on an asyncpg connection.
+
+SQLite: every write is `BEGIN IMMEDIATE` on the one writer connection of the process, whose thread is also its queue;
+reads have connections of their own that cannot write. Deferred transactions lose updates between processes.
+PostgreSQL: read committed; units of work take row locks and say so where they need more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from core.errors import GigafactoryError, InvalidInput, Unavailable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Work = Callable[Concatenate[Connection, P], T]
+Synchronous = Literal["normal", "full"]
+
+BUSY_TIMEOUT_MS = 15_000
+"""How long a SQLite write waits for the writers of other processes."""
+READERS = 2
+"""Read connections of one process to SQLite."""
+ATTEMPTS = 4
+"""How often PostgreSQL may abort a unit of work for a deadlock before that is an error."""
+RETRY_STATES = ("40001", "40P01")
+"""SQLSTATE of serialization failure and deadlock: the transaction left no trace and may run again."""
+
+
+class Refused(Exception):  # noqa: N818 - it carries an error, it is none
+    """Raised by a unit of work to keep what it wrote so far and then raise `error`."""
+
+    def __init__(self, error: GigafactoryError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class Database(Protocol):
+    """Runs units of work."""
+
+    async def write(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` in one read-write transaction."""
+        ...
+
+    async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` on one unchanging state of the database; it must not write."""
+        ...
+
+    async def close(self) -> None:
+        """Let all connections go."""
+        ...
+
+
+def ledger_url(url: str) -> URL:
+    """Return the parsed URL with the driver that we use.
+
+    Raises:
+        InvalidInput: neither a SQLite file nor PostgreSQL.
+
+    """
+    parsed = make_url(url)
+    backend = parsed.get_backend_name()
+    if backend == "postgresql":
+        return parsed.set(drivername="postgresql+asyncpg")
+    if backend == "sqlite" and parsed.database and parsed.database != ":memory:":
+        return parsed.set(drivername="sqlite+pysqlite")
+    raise InvalidInput(
+        f"the ledger needs PostgreSQL or a SQLite file, not {parsed.render_as_string()!r}",
+        hint="set database_url to postgresql://user@host/name, or leave it empty for SQLite",
+    )
+
+
+def open_database(url: str, *, synchronous: Synchronous = "normal") -> Database:
+    """Return the database at `url`; nothing is connected before the first unit of work."""
+    parsed = ledger_url(url)
+    if parsed.get_backend_name() == "postgresql":
+        return PostgresDatabase(parsed)
+    return SqliteDatabase(parsed, synchronous)
+
+
+def serialise(connection: Connection, what: Literal["admission", "outbox"]) -> None:
+    """Wait until no other transaction that asked for `what` is under way; on SQLite no other writer ever is."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"gigafactory.{what}"})
+
+
+# --- SQLite -------------------------------------------------------------------------------------------------------
+
+
+def sqlite_engine(url: URL, synchronous: Synchronous, *, begin: str, connections: int, read_only: bool) -> Engine:
+    """Return an engine whose transactions start with the statement `begin`."""
+    engine = create_engine(url, pool_size=connections, max_overflow=0)
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # the driver's own BEGIN comes late and is a deferred one
+        connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA synchronous={synchronous}")
+        connection.execute("PRAGMA foreign_keys=ON")
+        if read_only:
+            connection.execute("PRAGMA query_only=ON")
+
+    @event.listens_for(engine, "begin")
+    def start(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+class SqliteDatabase:
+    """A SQLite file: one writer thread, a few reader threads."""
+
+    def __init__(self, url: URL, synchronous: Synchronous) -> None:
+        self._writes = sqlite_engine(url, synchronous, begin="BEGIN IMMEDIATE", connections=1, read_only=False)
+        self._reads = sqlite_engine(url, synchronous, begin="BEGIN", connections=READERS, read_only=True)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-write")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="ledger-read")
+
+    async def write(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` on the writer connection; a caller that is cancelled does not undo it."""
+        return await _in_thread(self._writer, lambda: _transact(self._writes, work, args, kwargs))
+
+    async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` on a read connection."""
+        return await _in_thread(self._readers, lambda: _transact(self._reads, work, args, kwargs))
+
+    async def close(self) -> None:
+        """Close all connections, each in a thread that may."""
+        await _in_thread(self._writer, self._writes.dispose)
+        await _in_thread(self._readers, self._reads.dispose)
+        self._writer.shutdown()
+        self._readers.shutdown()
+
+
+async def _in_thread(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, call)
+
+
+def _transact(engine: Engine, work: Callable[..., T], args: Any, kwargs: Any) -> T:
+    try:
+        with engine.begin() as connection:
+            result = _result(connection, work, args, kwargs)
+    except DBAPIError as error:
+        raise _translated(error) from error
+    return _value(result)
+
+
+# --- PostgreSQL ---------------------------------------------------------------------------------------------------
+
+
+class PostgresDatabase:
+    """A PostgreSQL database."""
+
+    def __init__(self, url: URL) -> None:
+        self._writes = create_async_engine(url, pool_size=8, max_overflow=8)
+        self._reads = self._writes.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+    async def write(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` in one transaction, again when PostgreSQL broke a deadlock at its cost."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                async with self._writes.begin() as connection:
+                    result = await connection.run_sync(_result, work, args, kwargs)
+            except (DBAPIError, OSError) as error:
+                if attempt == ATTEMPTS or _sqlstate(error) not in RETRY_STATES:
+                    raise _translated(error) from error
+            else:
+                return _value(result)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` on one snapshot; once more on a fresh connection when the server had closed the old one."""
+        try:
+            return await self._read(work, args, kwargs)
+        except (DBAPIError, OSError) as error:
+            if not (isinstance(error, DBAPIError) and error.connection_invalidated):
+                raise _translated(error) from error
+        try:
+            return await self._read(work, args, kwargs)
+        except (DBAPIError, OSError) as error:
+            raise _translated(error) from error
+
+    async def _read(self, work: Callable[..., T], args: Any, kwargs: Any) -> T:
+        connection: AsyncConnection
+        async with self._reads.connect() as connection:
+            return await connection.run_sync(work, *args, **kwargs)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._writes.dispose()
+
+
+def _sqlstate(error: Exception) -> str:
+    return str(getattr(getattr(error, "orig", None), "sqlstate", "") or "")
+
+
+# --- both ---------------------------------------------------------------------------------------------------------
+
+
+def _result(connection: Connection, work: Callable[..., T], args: Any, kwargs: Any) -> T | Refused:
+    """Run `work`; a refusal is an answer here, so that the transaction commits."""
+    try:
+        return work(connection, *args, **kwargs)
+    except Refused as refused:
+        return refused
+
+
+def _value(result: T | Refused) -> T:
+    if isinstance(result, Refused):
+        raise result.error
+    return result
+
+
+def _translated(error: Exception) -> Exception:
+    """Return what a caller can expect: the ledger is away, or the bug itself."""
+    cause = str(getattr(error, "orig", None) or error).strip()
+    if "no such table" in cause or _sqlstate(error) == "42P01":
+        return Unavailable(f"the ledger has no tables yet: {cause}", hint="run `gf up`, which migrates the ledger")
+    broken = isinstance(error, DBAPIError) and error.connection_invalidated
+    if broken or isinstance(error, (OperationalError, InterfaceError, OSError)) or _sqlstate(error) in RETRY_STATES:
+        return Unavailable(f"the ledger does not answer: {cause}", hint="see `gf doctor`")
+    return error

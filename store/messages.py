@@ -1,0 +1,110 @@
+"""What goes into the ledger. *Pure.*"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal
+
+from pydantic import Field
+
+from core.job import JobSpec, Message
+
+MAX_LOG_CHARS = 65_536
+"""Longest log line that is kept whole; what is cut off is counted at its end."""
+MAX_STEP_MESSAGE_CHARS = 4_000
+MAX_STEP_DATA_CHARS = 16_000
+"""Longest data of one step as JSON; longer data is kept as size and digest."""
+
+
+class Submission(Message):
+    """One job as it is handed in."""
+
+    job_id: str
+    spec: JobSpec
+    canonical: dict[str, Any] = {}
+    """The canonical manifest; equal content means the same job under one idempotency key."""
+    documents: dict[str, Any] = {}
+    """What is kept beside the spec: `manifest` as written, `provenance` of each field, `profile`."""
+    idempotency_key: str | None = None
+    submitted_by: str = ""
+
+
+class StartedInfo(Message):
+    """What an attempt says of itself when its engine was started."""
+
+    engine_version: str = ""
+    pid: int | None = None
+    workdir: str = ""
+    resumed_session: str = ""
+    details: dict[str, Any] = {}
+
+
+class LogLine(Message):
+    """One redacted line of an attempt's output."""
+
+    at: datetime
+    text: str
+
+
+class AttemptStep(Message):
+    """Something that the engine did: a tool call, a message, a limit notice."""
+
+    at: datetime
+    type: str
+    message: str = ""
+    data: dict[str, Any] = {}
+
+
+class ArtifactFile(Message):
+    """A captured file; its bytes lie at `location`, outside the ledger."""
+
+    path: str
+    kind: str = "file"
+    media_type: str = "application/octet-stream"
+    size: int = Field(ge=0)
+    sha256: str
+    location: str
+
+
+class StationOffer(Message):
+    """The seats that a factory has for one engine."""
+
+    engine: str
+    version: str = ""
+    usable: bool = True
+    repair: str = ""
+    seats: int = Field(default=1, ge=0)
+
+
+class FactoryStatus(Message):
+    """What changes from beat to beat; None leaves what is known as it is."""
+
+    load: Decimal | None = None
+    """Load average per core."""
+    free_disk_gb: Decimal | None = None
+    warm_repositories: tuple[str, ...] | None = None
+    health: Decimal | None = Field(default=None, ge=0, le=1)
+
+
+class Registration(Message):
+    """A factory agent that reports for work."""
+
+    name: str = Field(min_length=1, max_length=200)
+    host: str
+    pid: int
+    instance: str
+    """Random id of this agent process."""
+    version: str = ""
+    capabilities: tuple[str, ...] = ()
+    stations: tuple[StationOffer, ...] = ()
+    seats: int = Field(default=3, ge=0)
+    status: FactoryStatus = FactoryStatus()
+    details: dict[str, Any] = {}
+    """What people may want to know of the machine; `cost_class` is read from here."""
+    replaces_dead_pid: bool = False
+    """The agent has proven (pid and start time) that the agent registered before it on this host is dead."""
+    product_id: str = "default"
+
+
+FactoryState = Literal["online", "offline", "draining", "quarantined"]

@@ -1,0 +1,94 @@
+"""`gf test`: what it runs, in which order, and with which exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cli import run_tests
+from cli.run_tests import NO_TESTS_COLLECTED, Step, main, parse_options, plan_tests
+
+
+class Recorder:
+    """Stands in for the running of steps: notes what ran, and answers with the exit codes it was given."""
+
+    def __init__(self) -> None:
+        self.codes: dict[str, int] = {}
+        self.ran: list[str] = []
+
+    def __call__(self, step: Step, _root: Path) -> int:
+        """Run nothing."""
+        self.ran.append(step.name)
+        return self.codes.get(step.name, 0)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """Replace the running of steps for one test."""
+    stand_in = Recorder()
+    monkeypatch.setattr(run_tests, "run_step", stand_in)
+    return stand_in
+
+
+def expression(step: Step) -> str:
+    """Return what a pytest call selects by marker."""
+    return step.command[step.command.index("-m", 4) + 1]
+
+
+def test_checks_come_first_and_pytest_last(recorder: Recorder) -> None:
+    """The last closing line is pytest's own."""
+    assert main([]) == 0
+    assert recorder.ran == ["ruff check", "ruff format", "mypy", "pytest (serial)", "pytest (side by side)"]
+
+
+def test_fast_skips_the_checks(recorder: Recorder) -> None:
+    """`--fast` is for the loop while editing."""
+    assert main(["--fast"]) == 0
+    assert recorder.ran == ["pytest (serial)", "pytest (side by side)"]
+
+
+def test_first_failure_decides_and_everything_still_runs(recorder: Recorder) -> None:
+    """One look shows all that is wrong; the exit code is the first failure's."""
+    recorder.codes["mypy"] = 7
+    recorder.codes["pytest (serial)"] = 1
+    assert main([]) == 7
+    assert len(recorder.ran) == 5
+
+
+def test_selection_without_serial_tests_is_no_failure(recorder: Recorder) -> None:
+    """pytest's code for an empty selection counts only when both calls found nothing."""
+    recorder.codes["pytest (serial)"] = NO_TESTS_COLLECTED
+    assert main(["--fast"]) == 0
+    recorder.codes["pytest (side by side)"] = NO_TESTS_COLLECTED
+    assert main(["--fast"]) == NO_TESTS_COLLECTED
+
+
+def test_callers_marker_expression_is_kept() -> None:
+    """A `-m` of the caller's is joined with ours; pytest alone would forget one of them."""
+    steps = plan_tests(parse_options(["-m", "not slow", "-k", "ship", "tests/core"]))
+    assert [expression(step) for step in steps] == ["(not slow) and serial", "(not slow) and not serial"]
+    assert all({"-k", "ship", "tests/core"} <= set(step.command) for step in steps)
+
+
+@pytest.mark.parametrize("arguments", [["-n", "0"], ["--pdb"], ["-s"]])
+def test_interactive_calls_are_a_single_pytest(arguments: list[str]) -> None:
+    """A debugger needs the terminal: no xdist, one call."""
+    (step,) = plan_tests(parse_options(arguments))
+    assert "--dist" not in step.command
+
+
+def test_coverage_of_both_calls_is_one_report() -> None:
+    """The second call adds to the first one's figures and prints them."""
+    first, second = plan_tests(parse_options(["--cov"]))
+    assert "--cov-report=" in first.command
+    assert "--cov-append" in second.command
+    assert "--cov=core" in first.command
+
+
+def test_step_returns_the_exit_code(capfd: pytest.CaptureFixture[str]) -> None:
+    """A step's name, verdict and time go to stderr, its output stays its own."""
+    code = run_tests.run_step(Step("try", ("sh", "-c", "echo out; exit 4")), Path())
+    out, err = capfd.readouterr()
+    assert (code, out) == (4, "out\n")
+    assert "try: failed (exit code 4) in" in err

@@ -1,0 +1,351 @@
+"""The job workflow on a real Temporal server: what it survives, refuses and writes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from temporalio import activity
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
+
+from core.attempt import BuildResult
+from core.job import RetrySpec
+from core.job_events import JobState
+from core.job_messages import ParentsReply, ReclaimReply
+from tests.workflows.conftest import BASE, CANDIDATE, Floor, keep_history
+
+
+async def until(handle: WorkflowHandle[Any, Any], stage: str, step: str = "") -> JobState:
+    """Wait until the job is in `stage` with `step` running (bounded by the test's own timeout)."""
+    async with asyncio.timeout(20):
+        while True:
+            state = await handle.query("state", result_type=JobState)
+            if (state.stage.value, state.step) == (stage, step):
+                return state
+            await asyncio.sleep(0.02)
+
+
+async def ship(handle: WorkflowHandle[Any, Any], sha: str = CANDIDATE) -> Any:
+    """Send the update that the API sends."""
+    return await handle.execute_update("act", {"action": "ship", "sha": sha, "by": "ann"})
+
+
+def refusal_of(error: WorkflowUpdateFailedError) -> str:
+    """Return the sentence with which an update was refused."""
+    assert isinstance(error.cause, ApplicationError)
+    return error.cause.message
+
+
+async def test_granted_job_ships_in_few_events(floor: Floor) -> None:
+    """Start with a grant → testing → ship: at most 45 events and two search-attribute upserts."""
+    await floor.factory()
+    handle = await floor.start(grant=floor.grant())
+    await until(handle, "testing")
+    await ship(handle)
+    outcome = await handle.result()
+    assert outcome["stage"] == "shipped"
+    assert floor.control.stages == ["review", "testing", "shipped"]
+    events = Counter(event.event_type for event in (await handle.fetch_history()).events)
+    assert sum(events.values()) <= 45
+    assert events[EventType.EVENT_TYPE_UPSERT_WORKFLOW_SEARCH_ATTRIBUTES] <= 2
+    await keep_history(handle, "granted-ship-by-update")
+
+
+async def test_parked_job_waits_for_its_grant_and_ships_by_signal(floor: Floor) -> None:
+    """A job without a seat waits for `granted`; the `temporal` CLI's ship signal is as good as the API's update."""
+    await floor.factory()
+    handle = await floor.start()
+    await handle.signal("granted", floor.grant().model_dump(mode="json"))
+    await until(handle, "testing")
+    await handle.signal("ship", CANDIDATE)
+    assert (await handle.result())["stage"] == "shipped"
+    assert len((await handle.fetch_history()).events) <= 45
+    await keep_history(handle, "parked-ship-by-signal")
+
+
+async def test_early_foreign_and_garbage_signals_are_recorded_as_refused(floor: Floor) -> None:
+    """Nothing that a stranger signals ships a job early, ships another commit, or stops the job."""
+    gate = asyncio.Event()
+
+    async def build(request: dict[str, Any]) -> Any:
+        await gate.wait()
+        return await floor.built(request)
+
+    await floor.factory(build=build)
+    handle = await floor.start(grant=floor.grant())
+    await until(handle, "building", "build")
+    await handle.signal("ship", CANDIDATE)
+    await handle.signal("ship", args=[{"sha": ["no", "sha"]}])
+    await handle.signal("ship", args=[b"\x00\xff"])
+    await handle.signal("granted", "garbage")
+    await handle.signal("no-such-signal")
+    gate.set()
+    await until(handle, "testing")
+    await handle.signal("ship", "a" * 40)
+    await handle.signal("ship")
+    async with asyncio.timeout(10):
+        while floor.control.entries.count("decision.refused") < 7:
+            await asyncio.sleep(0.02)
+    assert (await until(handle, "testing")).step == ""
+    await ship(handle)
+    await handle.result()
+    await keep_history(handle, "refused-signals")
+
+
+async def test_illegal_update_is_refused_with_a_reason_and_leaves_no_event(floor: Floor) -> None:
+    """The API's refusals cost the history nothing."""
+    await floor.factory()
+    handle = await floor.start(grant=floor.grant())
+    await until(handle, "testing")
+    before = len((await handle.fetch_history()).events)
+    with pytest.raises(WorkflowUpdateFailedError) as caught:
+        await ship(handle, "a" * 40)
+    assert "is not the candidate" in refusal_of(caught.value)
+    assert len((await handle.fetch_history()).events) == before
+    await handle.execute_update("act", {"action": "reject", "by": "ann", "reason": "no"})
+    assert (await handle.result())["stage"] == "failed"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        "garbage",
+        {"job_id": "other", "epoch": 1, "outcome": "succeeded"},
+        {"outcome": 7, "candidate_sha": ["x"]},
+        {"candidate_sha": "z" * 100},
+    ],
+    ids=["empty", "text", "foreign", "wrong-types", "bad-sha"],
+)
+async def test_garbage_engine_result_fails_the_attempt_not_the_workflow(floor: Floor, answer: Any) -> None:
+    """A malformed answer ends the attempt as `bad_result`; the workflow task never fails."""
+
+    async def build(_request: dict[str, Any]) -> Any:
+        return answer
+
+    await floor.factory(build=build)
+    handle = await floor.start(grant=floor.grant())
+    assert (await handle.result())["stage"] == "failed"
+    assert floor.control.last.attempt_outcome == "bad_result"
+    kinds = {event.event_type for event in (await handle.fetch_history()).events}
+    assert EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED not in kinds
+
+
+async def test_lost_heartbeat_goes_on_elsewhere_and_the_old_answer_is_ignored(floor: Floor) -> None:
+    """A factory that falls silent loses the job after its lease; the next epoch builds on another factory."""
+
+    async def silent(_request: dict[str, Any]) -> Any:
+        await asyncio.Event().wait()
+
+    await floor.factory(build=silent)
+    second = f"{floor.name}b"
+    await floor.factory(name=second)
+    floor.control.routes.append(floor.grant(2, second))
+    handle = await floor.start(grant=floor.grant(1, ttl_s=1))
+    state = await until(handle, "testing")
+    assert (state.epoch, state.reclaims) == (2, 1)
+    assert floor.control.reclaims[0].epoch == 1
+    await ship(handle)
+    await handle.result()
+    await keep_history(handle, "lost-lease")
+
+
+async def test_death_certificate_moves_the_job_at_once(floor: Floor) -> None:
+    """`lease_lost` does not wait for the lease: the next epoch starts although 60 s are left."""
+
+    async def silent(_request: dict[str, Any]) -> Any:
+        await asyncio.Event().wait()
+
+    await floor.factory(build=silent)
+    second = f"{floor.name}b"
+    await floor.factory(name=second)
+    floor.control.routes.append(floor.grant(2, second))
+    handle = await floor.start(grant=floor.grant(1, ttl_s=60))
+    await until(handle, "building", "build")
+    await handle.signal("lease_lost", {"epoch": 1, "reason": "agent died"})
+    assert (await until(handle, "testing")).epoch == 2
+    await ship(handle)
+    await handle.result()
+    await keep_history(handle, "death-certificate")
+
+
+async def test_result_accepted_before_the_loss_is_used(floor: Floor) -> None:
+    """When the ledger accepted the result and only Temporal did not hear of it, nothing is built again."""
+
+    async def silent(_request: dict[str, Any]) -> Any:
+        await asyncio.Event().wait()
+
+    await floor.factory(build=silent)
+    result = BuildResult.model_validate(await floor.built({"job_id": floor.job_id, "epoch": 1}))
+    floor.control.accepted = ReclaimReply(accepted=result)
+    handle = await floor.start(grant=floor.grant(1, ttl_s=1))
+    state = await until(handle, "testing")
+    assert (state.epoch, state.candidate_sha, state.base_sha) == (1, CANDIDATE, BASE)
+    await handle.execute_update("act", {"action": "cancel", "by": "ann"})
+    assert (await handle.result())["stage"] == "cancelled"
+
+
+async def test_cancel_reaches_the_engine_and_waits_for_its_last_word(floor: Floor) -> None:
+    """Cancel is delivered by heartbeat; the attempt's checkpoint is written with the end."""
+
+    async def build(request: dict[str, Any]) -> Any:
+        try:
+            while True:
+                activity.heartbeat()
+                await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            return {
+                "job_id": request["job_id"],
+                "epoch": 1,
+                "outcome": "failed",
+                "failure": "cancelled",
+                "checkpoint_sha": "e" * 40,
+            }
+
+    await floor.factory(build=build)
+    handle = await floor.start(grant=floor.grant(1, ttl_s=1))
+    await until(handle, "building", "build")
+    await handle.execute_update("act", {"action": "cancel", "by": "ann"})
+    assert (await handle.result())["stage"] == "cancelled"
+    assert floor.control.last.checkpoint_sha == "e" * 40
+    await keep_history(handle, "cancelled-while-building")
+
+
+async def test_workflow_cancellation_is_a_cancel_of_the_job(floor: Floor) -> None:
+    """Cancelling in Temporal's Web UI ends the job like `gf cancel`: written, freed, shown."""
+    await floor.factory()
+    handle = await floor.start()
+    await handle.cancel()
+    assert (await handle.result())["stage"] == "cancelled"
+    assert floor.control.last.release_locks
+
+
+async def test_retry_after_red_verify_then_success(floor: Floor) -> None:
+    """`retry: {max: 1}`: the second attempt is told what failed and may succeed."""
+    told: list[str] = []
+
+    async def build(request: dict[str, Any]) -> Any:
+        told.append(request["resume"]["failure"])
+        return await floor.built(request)
+
+    async def judge(request: dict[str, Any]) -> Any:
+        verdict = await floor.judged(request)
+        return verdict if request["epoch"] == 2 else verdict | {"verify": "failed", "verify_command": "make check"}
+
+    await floor.factory(build=build, judge=judge)
+    floor.control.routes.append(floor.grant(2))
+    handle = await floor.start(grant=floor.grant(1), retry=RetrySpec(max=1, backoff_s=0.1))
+    await until(handle, "testing")
+    assert told[0] == ""
+    assert "make check" in told[1]
+    await ship(handle)
+    await handle.result()
+    await keep_history(handle, "retry-after-red-verify")
+
+
+async def test_usage_limit_wakes_at_the_reset(floor: Floor) -> None:
+    """A reported reset time is a durable timer; then the job goes on, with no retry counted."""
+
+    async def build(request: dict[str, Any]) -> Any:
+        if request["epoch"] == 2:
+            return await floor.built(request)
+        reset = datetime.now(UTC) + timedelta(seconds=1)
+        return {
+            "job_id": request["job_id"],
+            "epoch": 1,
+            "outcome": "failed",
+            "failure": "rate_limited",
+            "retry_at": reset.isoformat(),
+        }
+
+    await floor.factory(build=build)
+    floor.control.routes.append(floor.grant(2))
+    handle = await floor.start(grant=floor.grant(1))
+    state = await until(handle, "testing")
+    assert (state.epoch, state.failures) == (2, 0)
+    await ship(handle)
+    await handle.result()
+    await keep_history(handle, "usage-limit")
+
+
+async def test_workspace_step_moves_when_its_factory_is_gone(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify runs on another factory when the one that built is gone."""
+    second = f"{floor.name}b"
+    floor.control.place = second
+
+    async def silent(_request: dict[str, Any]) -> Any:
+        await asyncio.Event().wait()
+
+    await floor.factory(judge=silent)
+    await floor.factory(name=second)
+    handle = await floor.start(grant=floor.grant(1, ttl_s=1))
+    await until(handle, "testing")
+    await ship(handle)
+    assert (await handle.result())["stage"] == "shipped"
+    await keep_history(handle, "judged-elsewhere")
+
+
+async def test_child_waits_for_its_parent_and_wakes_when_it_is_done(floor: Floor) -> None:
+    """A job with `deps` shows what it waits for and is routed when the parent is done."""
+    await floor.factory()
+    floor.control.parents.append(ParentsReply(outcome="waiting", message="waits for j-0"))
+    floor.control.routes.append(floor.grant(1))
+    handle = await floor.start(deps=({"job_id": "j-0"},))
+    async with asyncio.timeout(10):
+        while not (await handle.query("state", result_type=JobState)).blocked("parents"):
+            await asyncio.sleep(0.02)
+    await handle.signal("parents_changed")
+    await until(handle, "testing")
+    await ship(handle)
+    await handle.result()
+    await keep_history(handle, "child-of-a-parent")
+
+
+async def test_conflict_at_ship_returns_to_review_and_requeue_goes_on(floor: Floor) -> None:
+    """A conflict is shown at the gate; requeue with a note builds again."""
+    outcomes = ["conflict", "shipped"]
+
+    async def ship_step(request: dict[str, Any]) -> Any:
+        return await floor.shipped(request) | {"outcome": outcomes.pop(0), "message": "both changed a.txt"}
+
+    await floor.factory(ship=ship_step)
+    floor.control.routes.append(floor.grant(2))
+    handle = await floor.start(grant=floor.grant(1))
+    await until(handle, "testing")
+    await ship(handle)
+    state = await until(handle, "review")
+    assert "both changed a.txt" in state.conditions[0].message
+    await handle.execute_update("act", {"action": "requeue", "by": "ann", "reason": "use the new API"})
+    await until(handle, "testing")
+    await ship(handle)
+    assert (await handle.result())["stage"] == "shipped"
+    await keep_history(handle, "conflict-requeue")
+
+
+async def test_pause_and_resume_while_building(floor: Floor) -> None:
+    """Pause checkpoints and frees the seat; resume is routed again."""
+
+    async def build(request: dict[str, Any]) -> Any:
+        if request["epoch"] == 2:
+            return await floor.built(request)
+        while True:
+            activity.heartbeat()
+            await asyncio.sleep(0.05)
+
+    await floor.factory(build=build)
+    handle = await floor.start(grant=floor.grant(1, ttl_s=1))
+    await until(handle, "building", "build")
+    await handle.execute_update("act", {"action": "pause", "by": "ann"})
+    state = await until(handle, "queued")
+    assert state.paused
+    floor.control.routes.append(floor.grant(2))
+    await handle.execute_update("act", {"action": "resume", "by": "ann"})
+    await until(handle, "testing")
+    await ship(handle)
+    await handle.result()
+    await keep_history(handle, "pause-resume")
