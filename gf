@@ -140,18 +140,20 @@ finish() {
     rm -rf "$lock"
 }
 
-pip_wheels() { # Print the pip wheels that came with the interpreter: in ensurepip, or where distributions keep them.
-    "$1" -c '
-import glob, os, sys, sysconfig
-roots = [sysconfig.get_config_var("WHEEL_PKG_DIR") or "", "/usr/share/python-wheels"]
-roots.insert(0, os.path.join(sysconfig.get_path("stdlib"), "ensurepip", "_bundled"))
-print(*[w for root in roots for w in sorted(glob.glob(os.path.join(root, "pip-*.whl")))], sep="\n")' </dev/null
+pip_scripts() { # Print the ways to run a pip that came with $python under another interpreter, best first.
+    "$python" -c '
+import glob, importlib.util, os, sysconfig
+spec = importlib.util.find_spec("pip")  # its own: what `pip --python` would start, in one process instead of two
+own = [os.path.join(os.path.dirname(spec.origin), "__pip-runner__.py")] if spec and spec.origin else []
+roots = [os.path.join(sysconfig.get_path("stdlib"), "ensurepip", "_bundled")]
+roots += [sysconfig.get_config_var("WHEEL_PKG_DIR") or "", "/usr/share/python-wheels"]  # where distributions keep it
+wheels = [os.path.join(wheel, "pip") for root in roots for wheel in sorted(glob.glob(os.path.join(root, "pip-*.whl")))]
+print(*[path for path in own if os.path.exists(path)], *wheels, sep="\n")' </dev/null
 }
 
 run_pip() { # Become pip for the environment $env: for a subshell, so that a signal sent to it reaches pip itself.
     case $pip in
-        wheel) exec "$env/bin/python" "$pip_wheel/pip" "$@" ;;
-        own) exec "$python" -m pip --python "$env/bin/python" "$@" ;;
+        script) exec "$env/bin/python" "$pip_script" "$@" ;;
         inside) exec "$env/bin/python" -m pip "$@" ;;
         *) exec "$pip" --python "$env/bin/python" "$@" ;;
     esac
@@ -160,11 +162,16 @@ run_pip() { # Become pip for the environment $env: for a subshell, so that a sig
 works() { (run_pip --version) >/dev/null 2>&1 </dev/null; }
 
 find_pip() { # Set pip. No environment of ours holds one (it is made --without-pip), and Debian splits ensurepip off.
-    for pip_wheel in $(pip_wheels "$python"); do
-        pip=wheel
-        if works; then return; fi
+    pip=script
+    IFS='
+'
+    for pip_script in $(pip_scripts); do
+        if works; then break; fi
+        pip_script=
     done
-    for pip in own pip3 pip; do
+    unset IFS
+    [ -z "${pip_script:-}" ] || return 0
+    for pip in pip3 pip; do
         if works; then return; fi
     done
     if command -v virtualenv >/dev/null 2>&1 && virtualenv -q -p "$python" "$env" >&2 </dev/null; then

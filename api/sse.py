@@ -16,9 +16,8 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime
 from heapq import merge
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
-from api.documents import event_document, log_document
 from core.errors import FieldProblem, InvalidInput
 from core.lifecycle import ENDED
 from store.ledger import Ledger
@@ -29,6 +28,7 @@ POLL_S: Final = 0.25
 """Pause between two looks when nothing of this process changed the job; what other processes write waits so long."""
 KEEP_ALIVE_S: Final = 10.0
 RETRY_MS: Final = 1000
+UNSHOWN: Final = {"product_id", "attempt_seq"}
 _POSITION = re.compile(r"e(\d{1,18})-l(\d{1,18})")
 
 Row = TypeVar("Row", EventView, LogView)
@@ -116,7 +116,7 @@ class JobStream:
                     sent_at = time.monotonic()
                     continue
                 if job.stage in ENDED:
-                    yield _frame("end", position, {"id": job_id, "stage": str(job.stage)})
+                    yield _frame("end", position, json.dumps({"id": job_id, "stage": job.stage}))
                     return
                 if not follow or self._stopping.is_set():
                     return
@@ -135,10 +135,10 @@ class JobStream:
             if isinstance(row, EventView):
                 position = position._replace(event_seq=row.seq)
                 name = "stage" if row.type == "stage.changed" else "event"
-                frames.append(_frame(name, position, event_document(row).model_dump(mode="json")))
+                frames.append(_frame(name, position, row.model_dump_json(exclude=UNSHOWN)))
             else:
                 position = position._replace(log_id=row.id)
-                frames.append(_frame("log", position, log_document(row).model_dump(mode="json")))
+                frames.append(_frame("log", position, row.model_dump_json()))
         return position, frames
 
 
@@ -162,6 +162,6 @@ def _until(rows: Sequence[Row], horizon: datetime) -> Sequence[Row]:
     return rows
 
 
-def _frame(name: str, position: Position, data: dict[str, Any]) -> bytes:
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), default=str)
-    return f"id: {position}\nevent: {name}\ndata: {text}\n\n".encode()
+def _frame(name: str, position: Position, data: str) -> bytes:
+    """Return one frame; `data` is JSON on one line."""
+    return f"id: {position}\nevent: {name}\ndata: {data}\n\n".encode()

@@ -21,15 +21,27 @@ def field_names(model: type[BaseModel]) -> tuple[str, ...]:
     return tuple(info.alias or name for name, info in model.model_fields.items())
 
 
+Sections = Mapping[str, type[BaseModel]]
+
+
 def field_problems(
-    error: ValidationError, model: type[BaseModel], sections: Mapping[str, type[BaseModel]], lines: Mapping[str, int]
+    error: ValidationError, model: type[BaseModel], sections: Sections, lines: Mapping[str, int], *, reference: str
 ) -> list[FieldProblem]:
-    """Return one problem for each mistake that pydantic found in `model`; `sections` are its fields with fields."""
-    return [_problem(item, model, sections, lines) for item in error.errors(include_url=False)]
+    """Return one problem for each mistake that pydantic found in `model`.
+
+    Args:
+        error: What pydantic found.
+        model: The model at the top.
+        sections: Its fields that have fields themselves.
+        lines: Line of each path, empty where there is no file.
+        reference: The document that describes the model's fields.
+
+    """
+    return [_problem(item, model, sections, lines, reference) for item in error.errors(include_url=False)]
 
 
 def _problem(
-    item: ErrorDetails, model: type[BaseModel], sections: Mapping[str, type[BaseModel]], lines: Mapping[str, int]
+    item: ErrorDetails, model: type[BaseModel], sections: Sections, lines: Mapping[str, int], reference: str
 ) -> FieldProblem:
     location = item["loc"]
     path = path_of(location)
@@ -37,9 +49,9 @@ def _problem(
     context = item.get("ctx", {})
     if item["type"] == "extra_forbidden":
         options = field_names(model if len(location) == 1 else sections[str(location[0])])
-        expected = "a field of the reference" if len(location) == 1 else listed(options)
+        expected = f"a field that {reference} describes" if len(location) == 1 else listed(options)
         near = nearest(str(location[-1]), options)
-        return FieldProblem(path, "unknown field", shown(item["input"]), expected, near, line)
+        return FieldProblem(path, "is an unknown field", shown(item["input"]), expected, near, line)
     if item["type"] == "missing":
         return FieldProblem(path, "is missing", line=line)
     if item["type"] == "field":
@@ -93,7 +105,7 @@ def merged(*groups: Iterable[FieldProblem]) -> tuple[FieldProblem, ...]:
 def render_problem(problem: FieldProblem) -> str:
     """Return one problem as a line for people: where, what is wrong, what was expected, what may be meant."""
     where = f"line {problem.line}: {problem.path}" if problem.line else problem.path
-    value = "" if problem.value in (None, "") else f" `{problem.value}`"
+    value = "" if problem.value in (None, "") else f": `{problem.value}`"
     expected = f"; expected {problem.expected}" if problem.expected else ""
     suggestion = f"; did you mean `{problem.suggestion}`?" if problem.suggestion else ""
-    return f"{where}:{value} {problem.message}{expected}{suggestion}"
+    return f"{where} {problem.message}{value}{expected}{suggestion}"

@@ -71,7 +71,7 @@ def _pattern(pattern: str, expected: str, repair: Callable[[str], str] = lambda 
         text = written(value, expected)
         if not compiled.fullmatch(text):
             near = repair(text)
-            raise refuse("not valid", expected=expected, suggestion=near if compiled.fullmatch(near) else "")
+            raise refuse("is not valid", expected=expected, suggestion=near if compiled.fullmatch(near) else "")
         return text
 
     return check
@@ -116,10 +116,14 @@ KEY = r"[!-~]{1,200}"
 KEY_EXPECTED = "1 to 200 visible ASCII characters without blanks"
 
 Name = Annotated[
-    str, BeforeValidator(_pattern(NAME, NAME_EXPECTED, _kebab)), WithJsonSchema({"type": "string", "pattern": NAME})
+    str,
+    BeforeValidator(_pattern(NAME, NAME_EXPECTED, _kebab)),
+    WithJsonSchema({"type": "string", "pattern": f"^{NAME}$"}),
 ]
 Slug = Annotated[
-    str, BeforeValidator(_pattern(SLUG, SLUG_EXPECTED, _kebab)), WithJsonSchema({"type": "string", "pattern": SLUG})
+    str,
+    BeforeValidator(_pattern(SLUG, SLUG_EXPECTED, _kebab)),
+    WithJsonSchema({"type": "string", "pattern": f"^{SLUG}$"}),
 ]
 Key = Annotated[
     str,
@@ -134,13 +138,9 @@ Title = Annotated[
 ]
 Command = Annotated[str, BeforeValidator(_command), WithJsonSchema({"type": "string", "minLength": 1})]
 
-JOB_ID = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
-DEPENDENCY_EXPECTED = "the id of a job, or key: and the idempotency-key of one"
-JobReference = Annotated[
-    str,
-    BeforeValidator(_pattern(rf"{JOB_ID}|key:{KEY}", DEPENDENCY_EXPECTED)),
-    WithJsonSchema({"type": ["string", "integer"], "pattern": rf"^({JOB_ID}|key:{KEY})$"}),
-]
+JOB_REFERENCE = rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,63}}|key:{KEY}"
+job_reference = _pattern(JOB_REFERENCE, "the id of a job, or key: and the idempotency-key of one")
+"""Checks how a job names another one, and returns the text."""
 
 
 # --- choices and switches ---------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def one_of(options: Iterable[str]) -> Callable[[object], str]:
     def check(value: object) -> str:
         text = value.strip() if isinstance(value, str) else ""
         if text not in choices:
-            problem = "not a choice" if text else f"is {'empty' if value == '' else kind_of(value)}"
+            problem = "is not a choice" if text else f"is {'empty' if value == '' else kind_of(value)}"
             raise refuse(problem, expected=expected, suggestion=nearest(text, choices))
         return text
 
@@ -175,7 +175,7 @@ def _switch(value: object) -> bool:
     text = value.strip().lower() if isinstance(value, str) else ""
     if text not in _SWITCH:
         near = {"y": "true", "t": "true", "1": "true", "n": "false", "f": "false", "0": "false"}.get(text, "")
-        raise refuse("not a choice", expected="true or false", suggestion=near or nearest(text, _SWITCH))
+        raise refuse("is not a choice", expected="true or false", suggestion=near or nearest(text, _SWITCH))
     return _SWITCH[text]
 
 
@@ -208,14 +208,14 @@ def _backoff(value: object) -> Decimal:
 def _tokens(value: object) -> int:
     count = quantities.parse_count(value)
     if count < 1:
-        raise quantities.QuantityError("too small", expected=f"at least 1; {quantities.COUNT_EXPECTED}")
+        raise quantities.QuantityError("is too small", expected=f"at least 1; {quantities.COUNT_EXPECTED}")
     return count
 
 
 def _usd(value: object) -> Decimal:
     amount = quantities.parse_usd(value)
     if amount <= 0:
-        raise quantities.QuantityError("too small", expected=f"more than 0; {quantities.USD_EXPECTED}")
+        raise quantities.QuantityError("is too small", expected=f"more than 0; {quantities.USD_EXPECTED}")
     return amount
 
 
@@ -266,6 +266,9 @@ _REPO_EXPECTED = (
     "repository"
 )
 _SCHEMES = ("https", "ssh", "http", "git", "file")
+_SCP_LIKE = re.compile(
+    r"(?!(?:https?|ssh|git|file|ext|scratch):)(?:[A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9][A-Za-z0-9.-]+:[^\s:]\S*"
+)
 SCRATCH = "scratch:"
 """Prefix of the repositories that are made on demand under the stack's home."""
 
@@ -306,10 +309,10 @@ def _repository(value: object, info: ValidationInfo) -> str:
         return _absolute(text, info, _REPO_EXPECTED)
     if match := re.fullmatch(r"([A-Za-z0-9+.-]+)://(?:([^/@\s]*)@)?([^/@\s]+)?(/\S*)?", text):
         return _url(text, match[1], match[2] or "", match[3] or "", match[4] or "")
-    if re.fullmatch(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9][A-Za-z0-9.-]+:(?![:/]{1,2}/|:)[^\s:]\S*", text):
+    if _SCP_LIKE.fullmatch(text):
         return text
     bare = re.fullmatch(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+/\S+", text)
-    raise refuse("not a repository", expected=_REPO_EXPECTED, suggestion=f"https://{text}" if bare else "")
+    raise refuse("is not a repository", expected=_REPO_EXPECTED, suggestion=f"https://{text}" if bare else "")
 
 
 def _scratch(text: str) -> str:
@@ -317,7 +320,7 @@ def _scratch(text: str) -> str:
     if not re.fullmatch(SLUG, name):
         near = _kebab(name)
         raise refuse(
-            "not a scratch repository",
+            "is not a scratch repository",
             expected=f"scratch:<name>, the name of {SLUG_EXPECTED}",
             suggestion=f"{SCRATCH}{near}" if re.fullmatch(SLUG, near) else "",
         )
@@ -329,14 +332,14 @@ def _url(text: str, scheme: str, user: str, host: str, path: str) -> str:
     if scheme not in _SCHEMES:
         near = nearest(scheme.removeprefix("git+"), _SCHEMES)
         raise refuse(
-            f"scheme {scheme} is not supported",
+            f"has the scheme {scheme}, which is not supported",
             expected=_REPO_EXPECTED,
             suggestion=f"{near}://{text.partition('://')[2]}" if near and not user else "",
         )
     if ":" in user or (user and scheme in {"http", "https"}):
         raise refuse("has credentials in the URL", expected="a URL without them; credentials live on the factories")
     if (not host and scheme != "file") or len(path.strip("/")) == 0 or host.startswith("-") or user.startswith("-"):
-        raise refuse("not a repository", expected=_REPO_EXPECTED)
+        raise refuse("is not a repository", expected=_REPO_EXPECTED)
     return text
 
 
@@ -349,22 +352,19 @@ def _branch(value: object) -> str:
     wrong = (
         not text
         or not re.fullmatch(r"[^\s~^:?*\[\\\x00-\x20\x7f]{1,200}", text)
-        or text.startswith(("-", "/", "refs/"))
+        or text.startswith(("-", "/", ".", "refs/"))
         or text.endswith(("/", ".", ".lock"))
         or any(bad in text for bad in ("..", "//", "@{", "/.", ".lock/"))
         or text in {"@", "HEAD"}
-        or text.startswith(".")
     )
     if wrong:
-        raise refuse("not a branch", expected=_BRANCH_EXPECTED, suggestion=near if near != text else "")
+        raise refuse("is not a branch", expected=_BRANCH_EXPECTED, suggestion=near if near != text else "")
     return text
 
 
 Directory = Annotated[str, BeforeValidator(_directory), WithJsonSchema({"type": "string", "minLength": 1})]
 RepositoryUrl = Annotated[str, BeforeValidator(_repository), WithJsonSchema({"type": "string", "minLength": 1})]
-Branch = Annotated[
-    str, BeforeValidator(_branch), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 200})
-]
+Branch = Annotated[str, BeforeValidator(_branch), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 200})]
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------
@@ -397,13 +397,10 @@ def _capability(value: object) -> str:
     try:
         return parse_requirement(text).text
     except ValueError as error:
-        detail = str(error).removeprefix(f"{text!r}").lstrip(": ")
-        vague = "is no capability requirement" in detail
+        detail = str(error).partition("; ")[2].removeprefix("expected ").removeprefix("write ")
         near = re.sub(r"^([A-Za-z][\w.-]*)\s*(?:=>|=)\s*(?=[0-9])", r"\1>=", text)
         raise refuse(
-            "not a capability" if vague else detail,
-            expected=expected,
-            suggestion=near if near != text else "",
+            "is not a capability", expected=detail or expected, suggestion=near if near != text else ""
         ) from None
 
 
@@ -415,7 +412,8 @@ def _glob(value: object) -> str:
         raise refuse(error.message, expected=error.expected, suggestion=error.suggestion) from None
 
 
-def _texts(item: dict[str, Any]) -> WithJsonSchema:
+def one_or_more(item: dict[str, Any]) -> WithJsonSchema:
+    """Return the JSON Schema of a list of `item` that may be written as a single one."""
     return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item}]})
 
 
@@ -424,11 +422,16 @@ CapabilityName = Annotated[str, BeforeValidator(_capability)]
 Glob = Annotated[str, BeforeValidator(_glob)]
 
 Names = Annotated[
-    tuple[Name, ...], BeforeValidator(as_list), AfterValidator(distinct), _texts({"type": "string", "pattern": NAME})
+    tuple[Name, ...],
+    BeforeValidator(as_list),
+    AfterValidator(distinct),
+    one_or_more({"type": "string", "pattern": f"^{NAME}$"}),
 ]
-Labels = Annotated[tuple[Label, ...], BeforeValidator(as_list), AfterValidator(distinct), _texts(_TEXT)]
-Commands = Annotated[tuple[Command, ...], BeforeValidator(as_list), _texts(_TEXT)]
-Capabilities = Annotated[tuple[CapabilityName, ...], BeforeValidator(as_list), AfterValidator(distinct), _texts(_TEXT)]
+Labels = Annotated[tuple[Label, ...], BeforeValidator(as_list), AfterValidator(distinct), one_or_more(_TEXT)]
+Commands = Annotated[tuple[Command, ...], BeforeValidator(as_list), one_or_more(_TEXT)]
+Capabilities = Annotated[
+    tuple[CapabilityName, ...], BeforeValidator(as_list), AfterValidator(distinct), one_or_more(_TEXT)
+]
 Globs = Annotated[
-    tuple[Glob, ...], BeforeValidator(as_list), AfterValidator(distinct), AfterValidator(some), _texts(_TEXT)
+    tuple[Glob, ...], BeforeValidator(as_list), AfterValidator(distinct), AfterValidator(some), one_or_more(_TEXT)
 ]

@@ -41,7 +41,7 @@ class FrontMatter:
     values: dict[str, Any]
     body: str
     lines: dict[str, int] = field(default_factory=dict)
-    """Path of a field (`retry.on[1]`) → line in the file, from 1."""
+    """Path of a field (`retry.on[1]`, `front-matter` for the opening line) → line in the file, from 1."""
     body_line: int = 1
     problems: tuple[FieldProblem, ...] = ()
     readable: bool = True
@@ -72,7 +72,7 @@ def read_front_matter(text: str) -> FrontMatter:
         return FrontMatter({}, "", problems=(problem,), readable=False)
     values, where, problems, readable = _read_yaml("\n".join(lines[start + 1 : end]), first_line=start + 2)
     body, body_line = _read_body(lines, end + 1)
-    return FrontMatter(values, body, where, body_line, problems, readable)
+    return FrontMatter(values, body, {FRONT_MATTER: start + 1, **where}, body_line, problems, readable)
 
 
 def body_problems(body: str, line: int | None) -> Iterator[FieldProblem]:
@@ -81,9 +81,7 @@ def body_problems(body: str, line: int | None) -> Iterator[FieldProblem]:
         yield FieldProblem(BODY, "the body is empty", expected="text: it is the prompt", line=line)
     if "\0" in body:
         at = body[: body.index("\0")].count("\n")
-        yield FieldProblem(
-            BODY, "contains a NUL character", expected="text", line=None if line is None else line + at
-        )
+        yield FieldProblem(BODY, "contains a NUL character", expected="text", line=None if line is None else line + at)
     if len(body.encode(errors="replace")) > LONGEST_BODY:
         yield FieldProblem(BODY, "is too long", expected=f"at most {LONGEST_BODY} bytes", line=line)
 
@@ -205,9 +203,7 @@ class _Reader:
         return self.first_line + int(node.start_mark.line)
 
     def _complain(self, path: str, message: str, node: Node, *, expected: str = "") -> None:
-        self.problems.append(
-            FieldProblem(path or FRONT_MATTER, message, expected=expected, line=self._line(node))
-        )
+        self.problems.append(FieldProblem(path or FRONT_MATTER, message, expected=expected, line=self._line(node)))
 
 
 def _explicit(node: Node) -> bool:

@@ -62,7 +62,7 @@ def parse_duration(value: object) -> Decimal:
     parts = _PART.findall(text) if _DURATION.fullmatch(text) else []
     units = [unit for _, unit in parts]
     if not parts or units != [unit for unit in SECONDS_PER if unit in units]:
-        raise QuantityError("not a duration", expected=DURATION_EXPECTED, suggestion=_nearest_duration(text))
+        raise QuantityError("is not a duration", expected=DURATION_EXPECTED, suggestion=_nearest_duration(text))
     return sum((Decimal(number) * SECONDS_PER[unit] for number, unit in parts), Decimal(0))
 
 
@@ -75,7 +75,7 @@ def parse_seconds(value: object, *, least: int = 0, most: int | None = None) -> 
     """
     seconds = parse_duration(value)
     if seconds != seconds.to_integral_value():
-        raise QuantityError("a fraction of a second", expected="whole seconds, " + DURATION_EXPECTED)
+        raise QuantityError("has a fraction of a second", expected="whole seconds, " + DURATION_EXPECTED)
     check_range(seconds, least, most)
     return int(seconds)
 
@@ -83,7 +83,7 @@ def parse_seconds(value: object, *, least: int = 0, most: int | None = None) -> 
 def check_range(seconds: Decimal, least: int, most: int | None) -> None:
     """Raise `QuantityError` unless `least` ≤ `seconds` ≤ `most`; the limits are named in humane units."""
     if seconds < least or (most is not None and seconds > most):
-        problem = "too short" if seconds < least else "too long"
+        problem = "is too short" if seconds < least else "is too long"
         until = "" if most is None else f" and at most {format_duration(most)}"
         raise QuantityError(problem, expected=f"at least {format_duration(least)}{until}")
 
@@ -98,10 +98,10 @@ def parse_count(value: object) -> int:
     text = _text(value, COUNT_EXPECTED)
     match = _COUNT.fullmatch(text)
     if match is None:
-        raise QuantityError("not a count", expected=COUNT_EXPECTED, suggestion=_nearest_count(text))
+        raise QuantityError("is not a count", expected=COUNT_EXPECTED, suggestion=_nearest_count(text))
     count = Decimal(match[1].replace("_", "")) * FACTOR[match[2]]
     if count != count.to_integral_value():
-        raise QuantityError("not a whole number", expected=COUNT_EXPECTED)
+        raise QuantityError("is not a whole number", expected=COUNT_EXPECTED)
     return int(count)
 
 
@@ -117,9 +117,9 @@ def parse_usd(value: object) -> Decimal:
     if not _NUMBER.fullmatch(number):
         bare = re.sub(r"(?i)^(us)?\$|\s+|usd|dollars?|,", "", text)
         nearest = bare if _NUMBER.fullmatch(bare) else ""
-        raise QuantityError("not an amount of dollars", expected=USD_EXPECTED, suggestion=nearest)
+        raise QuantityError("is not an amount of dollars", expected=USD_EXPECTED, suggestion=nearest)
     if len(number.partition(".")[2].rstrip("0")) > 6:
-        raise QuantityError("finer than a millionth of a dollar", expected=USD_EXPECTED)
+        raise QuantityError("is finer than a millionth of a dollar", expected=USD_EXPECTED)
     return Decimal(format_usd(Decimal(number)))
 
 
@@ -133,9 +133,9 @@ def parse_whole(value: object, *, least: int, most: int) -> int:
     expected = f"{WHOLE_EXPECTED} from {least} to {most}"
     text = _text(value, expected)
     if not re.fullmatch(r"[0-9]+", text, re.ASCII):
-        raise QuantityError("not a whole number", expected=expected)
+        raise QuantityError("is not a whole number", expected=expected)
     if not least <= int(text) <= most:
-        raise QuantityError("out of range", expected=expected, suggestion=str(min(max(int(text), least), most)))
+        raise QuantityError("is out of range", expected=expected, suggestion=str(min(max(int(text), least), most)))
     return int(text)
 
 
@@ -177,7 +177,7 @@ def _text(value: object, expected: str) -> str:
         raise QuantityError(f"is {kind_of(value)}", expected=expected)
     text = value if isinstance(value, str) else f"{Decimal(str(value)):f}"
     if len(text) > LONGEST_TEXT:
-        raise QuantityError("too long", expected=expected)
+        raise QuantityError("is too long", expected=expected)
     return text
 
 

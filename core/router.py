@@ -29,10 +29,10 @@ from core.router_explain import (
     Option,
     Rejection,
     RejectionCode,
+    RouteVerdict,
     Score,
     ScorePart,
     Step,
-    Verdict,
 )
 from core.router_match import Matcher, Place, Places
 from core.router_order import Usage, positions, service_order
@@ -66,11 +66,11 @@ __all__ = [
     "ReadyJob",
     "Rejection",
     "RejectionCode",
+    "RouteVerdict",
     "Score",
     "ScorePart",
     "StationView",
     "Step",
-    "Verdict",
     "Weights",
     "plan",
 ]
@@ -307,10 +307,14 @@ def _by_name(snapshot: FleetSnapshot) -> tuple[FactoryView, ...]:
 
 
 def _check_names(snapshot: FleetSnapshot) -> None:
-    for what, names in (
-        ("job", [job.job_id for job in snapshot.jobs]),
-        ("factory", [factory.name for factory in snapshot.factories]),
-    ):
-        if len(set(names)) != len(names):
-            twice = sorted(name for name, count in Counter(names).items() if count > 1)
-            raise ValueError(f"the snapshot has the same {what} twice: {', '.join(twice)}")
+    _check_distinct("the snapshot has the same job", [job.job_id for job in snapshot.jobs])
+    _check_distinct("the snapshot has the same factory", [factory.name for factory in snapshot.factories])
+    for factory in snapshot.factories:
+        engines = [station.engine for station in factory.stations]
+        _check_distinct(f"factory {factory.name} has a station for the same engine", engines)
+
+
+def _check_distinct(what: str, names: list[str]) -> None:
+    if len(set(names)) != len(names):
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
+        raise ValueError(f"{what} twice: {', '.join(twice)}")

@@ -35,7 +35,7 @@ _REMEDIES: dict[str, _Remedy] = {
     RejectionCode.QUARANTINED: _Remedy("lift_quarantine", 4, "release {factory} from quarantine"),
     RejectionCode.DRAINING: _Remedy("end_drain", 3, "end the drain of {factory}"),
     RejectionCode.OFFLINE: _Remedy("bring_online", 3, "bring {factory} back online"),
-    RejectionCode.STATION_FULL: _Remedy("free_seat", 1, "wait for a free seat of {place}"),
+    RejectionCode.STATION_FULL: _Remedy("free_seat", 1, "wait for a free {engine} seat on {factory}"),
     RejectionCode.FACTORY_FULL: _Remedy("free_seat", 1, "wait for a free seat on {factory}"),
 }
 """In the order in which steps are named. `pinned` is missing: nothing brings a repository to another host."""
@@ -81,7 +81,7 @@ def after_waits(change: Change, blockers: Sequence[Blocker]) -> Change:
     """Return the change with a wait for each thing that another job holds."""
     if not blockers:
         return change
-    return Change(steps=(*change.steps, *(_wait(blocker) for blocker in blockers)), also=change.also)
+    return Change(steps=(*map(_wait, blockers), *change.steps), also=change.also)
 
 
 def _kinds(way: _Way) -> tuple[tuple[str, str], ...]:

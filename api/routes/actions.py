@@ -1,0 +1,39 @@
+"""What operators do with a job. *Does I/O: the ledger, the job's workflow.*"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.auth import UserCaller
+from api.backend import Parts
+from api.documents import ActionTaken
+from api.routes.jobs import JobId
+
+router = APIRouter(prefix="/fleet/jobs", tags=["jobs"])
+
+
+class ActionRequest(BaseModel):
+    """One action."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    action: Literal["ship", "approve", "reject", "requeue", "cancel", "pause", "resume"]
+    sha: str = Field(default="", max_length=64, pattern=r"^[0-9a-f]*$")
+    """The candidate that is meant; `ship` and `approve` need it, so that nobody ships what they have not seen."""
+    reason: str = Field(default="", max_length=2000)
+    """Kept in the job's events; reject and requeue hand it to the next attempt."""
+
+
+@router.post("/{job_id}/actions")
+async def act(parts: Parts, caller: UserCaller, job_id: JobId, request: ActionRequest) -> ActionTaken:
+    """Bring an action to a job; 409 `illegal_action` with the reason when it is not legal now."""
+    job = await parts.ledger.job(job_id)
+    reply = await parts.temporal.jobs.act(
+        job, request.action, sha=request.sha, reason=request.reason, by=caller.name
+    )
+    parts.wakeups.notify(job_id)
+    parts.dispatcher.wake()
+    return ActionTaken(id=job_id, action=request.action, stage=reply.stage, conditions=reply.conditions)

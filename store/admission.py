@@ -1,0 +1,238 @@
+"""Admission: planned grants become leases, seats and locks, each only if nothing changed meanwhile. Does I/O: SQL.
+
+A grant is a chain of conditional updates in a savepoint: the job is still ready, the seat still free, the locks still
+free. The one that lost its race is undone and skipped; the pass that planned it plans again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
+
+from core.attempt import Grant
+from core.job import Stage
+from core.router import Explanation, FleetSnapshot, PlannedGrant, ReadyJob
+from core.router_capacity import Claims
+from store.database import serialise
+from store.fleet_snapshot import read_locks
+from store.open_job import OpenJob, open_job
+from store.outbox import enqueue_signal
+from store.parents import parents_state
+from store.seats import end_lease, take_seat
+from store.tables import jobs, leases, locks, runs
+
+
+class LeaseTerms(NamedTuple):
+    """What every lease of this installation promises."""
+
+    ttl_s: float
+    beat_s: float
+
+
+class Admitted(NamedTuple):
+    """What became of the planned grants."""
+
+    grants: tuple[Grant, ...]
+    skipped: int
+
+
+class _LostRace(Exception):  # noqa: N818 - an answer, not an error
+    """Something that the plan counted on was gone."""
+
+
+def admit(
+    connection: Connection,
+    planned: Sequence[PlannedGrant],
+    snapshot: FleetSnapshot,
+    explanations: Mapping[str, Explanation],
+    terms: LeaseTerms,
+    now: datetime,
+) -> Admitted:
+    """Turn planned grants into grants, one savepoint each."""
+    serialise(connection, "admission")
+    ready = {job.job_id: job for job in snapshot.jobs}
+    claims = Claims(FleetSnapshot(locks=read_locks(connection), now=now))
+    granted: list[Grant] = []
+    for plan in planned:
+        job = ready[plan.job_id]
+        if claims.blocks(job):
+            continue
+        try:
+            with connection.begin_nested():
+                granted.append(_admit_one(connection, plan, job, explanations[plan.job_id], terms, now))
+        except _LostRace:
+            continue
+        claims.take(job)
+    return Admitted(tuple(granted), skipped=len(planned) - len(granted))
+
+
+def _admit_one(
+    connection: Connection,
+    plan: PlannedGrant,
+    ready: ReadyJob,
+    explanation: Explanation,
+    terms: LeaseTerms,
+    now: datetime,
+) -> Grant:
+    job = open_job(connection, plan.job_id, now)
+    if job.stage != Stage.QUEUED or job.row.held is not None:
+        raise _LostRace
+    host = take_seat(connection, plan.factory, plan.engine)
+    if host is None:
+        raise _LostRace
+    grant = Grant(
+        job_id=job.id,
+        product_id=job.product_id,
+        epoch=job.row.epoch + 1,
+        factory=plan.factory,
+        engine=plan.engine,
+        host=host,
+        lease_ttl_s=terms.ttl_s,
+        beat_s=terms.beat_s,
+        granted_at=now,
+        reason=plan.reason,
+        base_sha=job.row.base_sha,
+        checkpoint_sha=job.row.checkpoint_sha,
+        checkpoint_epoch=job.row.checkpoint_epoch,
+    )
+    _write_lease(job, grant, explanation)
+    _take_locks(job, ready, grant.epoch)
+    _tell(job, grant)
+    return grant
+
+
+def _write_lease(job: OpenJob, grant: Grant, explanation: Explanation) -> None:
+    place = {
+        "job_id": job.id,
+        "epoch": grant.epoch,
+        "product_id": job.product_id,
+        "factory": grant.factory,
+        "engine": grant.engine,
+        "granted_at": job.now,
+    }
+    decision = explanation.model_dump(mode="json", exclude_defaults=True)
+    run = place | {"life": job.row.life, "host": grant.host, "decision": decision}
+    job.connection.execute(insert(runs).values(run))
+    lease = place | {"state": "living", "holds_seat": True, "grant_message": grant.model_dump(mode="json")}
+    job.connection.execute(insert(leases).values(lease))
+
+
+def _take_locks(job: OpenJob, ready: ReadyJob, epoch: int) -> None:
+    """Take the named locks and claim the scope; what the job kept from an earlier attempt is taken over."""
+    wanted: list[tuple[str, str, tuple[str, ...]]] = [("lock", name, ()) for name in ready.locks]
+    if ready.allowed_scope and ready.repository_url:
+        wanted.append(("scope", ready.repository_url, ready.allowed_scope))
+    if not wanted:
+        return
+    release_locks(job.connection, job.id)
+    owner = {"job_id": job.id, "product_id": job.product_id, "epoch": epoch, "taken_at": job.now}
+    rows = [owner | {"kind": kind, "name": name, "scope": list(scope)} for kind, name, scope in wanted]
+    job.connection.execute(insert(locks), rows)
+
+
+def _tell(job: OpenJob, grant: Grant) -> None:
+    """Write what the grant changes about the job, the events, and the signal to its workflow."""
+    job.event(
+        "job.granted",
+        grant.reason,
+        {"factory": grant.factory, "engine": grant.engine, "host": grant.host},
+        epoch=grant.epoch,
+    )
+    job.move(Stage.ASSIGNED, epoch=grant.epoch)
+    job.set(epoch=grant.epoch, overtaken=0, last_factory=grant.factory, excluded_factories=[], conditions=[])
+    job.save()
+    enqueue_signal(
+        job.connection,
+        "granted",
+        job_id=job.id,
+        product_id=job.product_id,
+        payload=grant.model_dump(mode="json"),
+        now=job.now,
+    )
+
+
+def release_locks(connection: Connection, job_id: str) -> int:
+    """Give back all locks and claims of a job; return how many there were."""
+    return connection.execute(delete(locks).where(locks.c.job_id == job_id)).rowcount
+
+
+def note_overtaken(connection: Connection, overtaken: Mapping[str, int]) -> None:
+    """Count for waiting jobs how often a later one was granted a seat that they could have used."""
+    if overtaken:
+        connection.execute(
+            update(jobs)
+            .where(jobs.c.id == bindparam("job"))
+            .values(overtaken=jobs.c.overtaken + bindparam("times")),
+            [{"job": job_id, "times": times} for job_id, times in sorted(overtaken.items())],
+        )
+
+
+# --- ready, held, granted -------------------------------------------------------------------------------------------
+
+
+def living_grant(connection: Connection, job_id: str) -> Grant | None:
+    """Return the grant of the attempt that holds a seat for the job."""
+    message = connection.execute(
+        select(leases.c.grant_message).where(leases.c.job_id == job_id, leases.c.holds_seat)
+    ).scalar_one_or_none()
+    return None if message is None else Grant.model_validate(message)
+
+
+def make_ready(connection: Connection, job_id: str, now: datetime) -> bool:
+    """Let the queued job have a seat; return False when it is not queued, or a parent of it is not done."""
+    job = open_job(connection, job_id, now)
+    if job.stage != Stage.QUEUED:
+        return False
+    held = None if parents_state(connection, job_id).outcome == "ready" else "parents"
+    if held != job.row.held:
+        job.set(held=held)
+        job.save()
+    return held is None
+
+
+def hold(connection: Connection, job_id: str, reason: str, now: datetime) -> None:
+    """Let the job have no seat until `make_ready`; a seat that it has already stays."""
+    job = open_job(connection, job_id, now)
+    job.set(held=reason or "held")
+    job.save()
+
+
+def release_grant(connection: Connection, job_id: str, epoch: int, reason: str, now: datetime) -> bool:
+    """Take a grant back that never reached its workflow; the job is queued again, but held."""
+    job = open_job(connection, job_id, now)
+    lease = held_lease(connection, job_id)
+    if lease is None or lease.epoch != epoch or lease.state != "living" or job.stage != Stage.ASSIGNED:
+        return False
+    end_lease(connection, lease, "ended", now, reason)
+    end_run(job, epoch, "cancelled", reason)
+    release_locks(connection, job_id)
+    job.event("grant.released", reason, epoch=epoch)
+    job.move(Stage.QUEUED, epoch=epoch)
+    job.set(held="undelivered", queued_at=now)
+    job.save()
+    return True
+
+
+def held_lease(connection: Connection, job_id: str) -> Row[Any] | None:
+    """Return the lease that holds a seat for the job; there is at most one."""
+    return connection.execute(select(leases).where(leases.c.job_id == job_id, leases.c.holds_seat)).one_or_none()
+
+
+def end_run(job: OpenJob, epoch: int, outcome: str, message: str = "", **values: Any) -> bool:
+    """Write how an attempt ended, once, with its event; return False when it has ended before."""
+    ended = job.connection.execute(
+        update(runs)
+        .where(runs.c.job_id == job.id, runs.c.epoch == epoch, runs.c.outcome.is_(None))
+        .values(outcome=outcome, message=message, ended_at=job.now, **values)
+        .returning(runs.c.factory, runs.c.engine, runs.c.log_lines, runs.c.log_sha256)
+    ).one_or_none()
+    if ended is None:
+        return False
+    data = {"outcome": outcome, "factory": ended.factory, "engine": ended.engine}
+    if ended.log_lines:
+        data |= {"log_lines": ended.log_lines, "log_sha256": ended.log_sha256}
+    job.event("attempt.ended", f"{outcome}: {message}" if message else outcome, data, epoch=epoch)
+    return True

@@ -1,0 +1,146 @@
+"""What the router plans from, read out of the ledger. Does I/O: SQL.
+
+The unchanging part of a job is parsed once for each process: a pass over thousands of waiting jobs reads a few columns
+of each and builds nothing anew that did not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, select
+
+from core.router import FactoryView, FleetSnapshot, LockView, ProductView, ReadyJob, StationView
+from store.tables import factories, jobs, leases, locks, stations
+
+CACHED_JOBS = 50_000
+
+_READY = and_(jobs.c.stage == "queued", jobs.c.held.is_(None))
+_CHANGING = (
+    jobs.c.id,
+    jobs.c.queued_at,
+    jobs.c.overtaken,
+    jobs.c.excluded_factories,
+    jobs.c.last_factory,
+    jobs.c.routing,
+)
+_FREE_SEAT = exists().where(
+    stations.c.usable,
+    stations.c.busy < stations.c.seats,
+    factories.c.name == stations.c.factory,
+    factories.c.state == "online",
+    factories.c.busy < factories.c.seats,
+)
+_GRANTABLE = select(and_(exists().where(_READY), _FREE_SEAT))
+
+
+class FleetReader:
+    """Reads snapshots; keeps parsed jobs from one to the next."""
+
+    def __init__(self) -> None:
+        self._parsed: dict[str, tuple[tuple[Any, ...], ReadyJob]] = {}
+
+    def read(
+        self, connection: Connection, now: datetime, *, only_if_grantable: bool = False, including: str | None = None
+    ) -> FleetSnapshot | None:
+        """Return the present snapshot.
+
+        With `only_if_grantable` None when no job is ready or no seat is free; that answer costs one small query.
+        `including` adds a queued job that is held back, as if it were ready.
+        """
+        if only_if_grantable and not connection.execute(_GRANTABLE).scalar_one():
+            return None
+        return FleetSnapshot(
+            jobs=self._jobs(connection, including),
+            factories=_factories(connection),
+            locks=read_locks(connection),
+            products=_products(connection),
+            now=now,
+            seed=int(now.timestamp()),
+        )
+
+    def _jobs(self, connection: Connection, including: str | None) -> tuple[ReadyJob, ...]:
+        wanted: ColumnElement[bool] = _READY
+        if including is not None:
+            wanted = _READY | and_(jobs.c.id == including, jobs.c.stage == "queued")
+        rows = connection.execute(select(*_CHANGING).where(wanted)).all()
+        if len(self._parsed) + len(rows) > CACHED_JOBS:
+            self._parsed = {}
+        return tuple(self._ready_job(row) for row in rows)
+
+    def _ready_job(self, row: Row[Any]) -> ReadyJob:
+        changing = (row.queued_at, row.overtaken, tuple(row.excluded_factories), row.last_factory)
+        known = self._parsed.get(row.id)
+        if known is not None and known[0] == changing:
+            return known[1]
+        queued_at, overtaken, excluded, last_factory = changing
+        job = ReadyJob.model_validate_json(row.routing).model_copy(
+            update={
+                "queued_at": queued_at,
+                "overtaken": overtaken,
+                "excluded_factories": excluded,
+                "last_factory": last_factory,
+            }
+        )
+        self._parsed[row.id] = changing, job
+        return job
+
+
+def read_locks(connection: Connection) -> tuple[LockView, ...]:
+    """Return everything that jobs in flight hold."""
+    rows = connection.execute(
+        select(locks.c.kind, locks.c.name, locks.c.job_id, locks.c.scope).order_by(locks.c.name, locks.c.job_id)
+    )
+    return tuple(_lock(row) for row in rows)
+
+
+def _lock(row: Row[Any]) -> LockView:
+    if row.kind == "lock":
+        return LockView(job_id=row.job_id, lock=row.name)
+    return LockView(job_id=row.job_id, repository_url=row.name, allowed_scope=tuple(row.scope))
+
+
+def _products(connection: Connection) -> tuple[ProductView, ...]:
+    rows = connection.execute(
+        select(leases.c.product_id, func.count().label("running"))
+        .where(leases.c.holds_seat)
+        .group_by(leases.c.product_id)
+        .order_by(leases.c.product_id)
+    )
+    return tuple(ProductView(product_id=row.product_id, running=row.running) for row in rows)
+
+
+def _factories(connection: Connection) -> tuple[FactoryView, ...]:
+    by_factory: dict[str, list[StationView]] = {}
+    for row in connection.execute(select(stations).order_by(stations.c.factory, stations.c.engine)):
+        by_factory.setdefault(row.factory, []).append(_station(row))
+    rows = connection.execute(select(factories).order_by(factories.c.name))
+    return tuple(_factory(row, by_factory.get(row.name, ())) for row in rows)
+
+
+def _station(row: Row[Any]) -> StationView:
+    return StationView(
+        engine=row.engine,
+        seats=row.seats,
+        busy=row.busy,
+        usable=row.usable,
+        version=row.version,
+        repair=row.repair,
+    )
+
+
+def _factory(row: Row[Any], at: Sequence[StationView]) -> FactoryView:
+    status = {name: value for name, value in row.status.items() if value is not None}
+    return FactoryView(
+        name=row.name,
+        host=row.host,
+        state=row.state,
+        capabilities=tuple(row.capabilities),
+        stations=tuple(at),
+        seats=row.seats,
+        busy=row.busy,
+        cost_class=row.details.get("cost_class", 0),
+        **status,
+    )

@@ -1,0 +1,243 @@
+"""A whole stack as users run it: `gf up` in a home of its own, real processes, judged from outside.
+
+The judges are independent of what is judged: a ledger file that the jobs' scripts append to, a bare git remote, and
+the process table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LEASE_S = 3.0
+BEAT_S = 0.5
+PATIENCE_S = 60.0
+T = TypeVar("T")
+
+
+def wait_for(what: str, look: Callable[[], T | None], patience_s: float = PATIENCE_S) -> T:
+    """Return the first truthy answer of `look`; fail with `what` when there is none in time."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        seen = look()
+        if seen:
+            return seen
+        time.sleep(0.02)
+    raise AssertionError(f"waited {patience_s} s in vain for {what}")
+
+
+def git(*arguments: str, cwd: Path | None = None) -> str:
+    """Run git with an identity of the test's own and return its output."""
+    identity = ["-c", "user.name=Tess", "-c", "user.email=tess@example.org", "-c", "init.defaultBranch=main"]
+    done = subprocess.run(["git", *identity, *arguments], cwd=cwd, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@dataclass
+class Remote:
+    """A bare repository with one commit on `main`."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, files: dict[str, str] | None = None) -> Remote:
+        """Make it, with `files` in the first commit."""
+        tree = path.parent / f"{path.name}-seed"
+        tree.mkdir(parents=True)
+        git("init", "-q", cwd=tree)
+        for name, text in (files or {"README.md": "# seed\n"}).items():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_text(text)
+        git("add", "-A", cwd=tree)
+        git("commit", "-qm", "seed", cwd=tree)
+        git("clone", "-q", "--bare", str(tree), str(path))
+        return cls(path)
+
+    def ref(self, name: str) -> str:
+        """Return the commit of a ref, empty when there is none."""
+        done = subprocess.run(
+            ["git", "-C", str(self.path), "rev-parse", "-q", "--verify", name],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.stdout.strip()
+
+    def count(self, name: str) -> int:
+        """Return how many commits a ref has."""
+        return int(git("rev-list", "--count", name, cwd=self.path))
+
+    def show(self, spec: str) -> str:
+        """Return the content at `ref:path`."""
+        return git("show", spec, cwd=self.path)
+
+    def files(self, name: str) -> set[str]:
+        """Return the paths in a commit."""
+        return set(git("ls-tree", "-r", "--name-only", name, cwd=self.path).splitlines())
+
+
+class Stack:
+    """A running stack and the outside view of it."""
+
+    def __init__(self, home: Path, env: dict[str, str]) -> None:
+        self.home = home
+        self.env = env
+        state = self.state()
+        token = (home / "token").read_text().strip()
+        self.http = httpx.Client(
+            base_url=state["urls"]["api"], headers={"Authorization": f"Bearer {token}"}, timeout=30
+        )
+
+    def gf(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run our command line."""
+        command = [sys.executable, "-P", "-m", "cli", *arguments]
+        return subprocess.run(
+            command, env=self.env, capture_output=True, text=True, check=check, stdin=subprocess.DEVNULL, timeout=120
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return the stack's own record."""
+        document: dict[str, Any] = json.loads((self.home / "run" / "stack.json").read_text())
+        return document
+
+    def part(self, name_or_kind: str) -> dict[str, Any]:
+        """Return the record of a part that runs."""
+
+        def look() -> dict[str, Any] | None:
+            for part in self.state()["parts"]:
+                if name_or_kind in (part["name"], part["kind"]) and part["state"] == "ready":
+                    return dict(part)
+            return None
+
+        return wait_for(f"a ready part {name_or_kind}", look)
+
+    def kill(self, name_or_kind: str, number: int = signal.SIGKILL) -> int:
+        """Send a signal to a part and return the pid it had."""
+        pid = int(self.part(name_or_kind)["pid"])
+        os.kill(pid, number)
+        return pid
+
+    def patiently(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Call the API; one that is being restarted is asked again."""
+
+        def call() -> httpx.Response | None:
+            try:
+                response = self.http.request(method, path, **options)
+            except httpx.TransportError:
+                return None
+            return None if response.status_code in (502, 503) else response
+
+        return wait_for(f"an answer to {method} {path}", call)
+
+    def submit(self, manifest: str, **options: Any) -> str:
+        """Submit a job file's text and return the job's id."""
+        response = self.patiently("POST", "/fleet/jobs", json={"manifest": manifest, **options})
+        assert response.status_code in (200, 201), response.text
+        return str(response.json()["jobs"][0]["id"])
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Return the job's document."""
+        document: dict[str, Any] = self.patiently("GET", f"/fleet/jobs/{job_id}").json()
+        return document
+
+    def events(self, job_id: str) -> list[dict[str, Any]]:
+        """Return the job's event log."""
+        response = self.patiently("GET", f"/fleet/jobs/{job_id}/events", params={"limit": 500})
+        events: list[dict[str, Any]] = response.json()["events"]
+        return events
+
+    def until(self, job_id: str, *stages: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
+        """Wait until the job is in one of `stages`."""
+
+        def look() -> dict[str, Any] | None:
+            document = self.job(job_id)
+            return document if document["stage"] in stages else None
+
+        try:
+            return wait_for(f"{job_id} in {stages}", look, patience_s)
+        except AssertionError:
+            raise AssertionError(json.dumps([self.job(job_id), self.events(job_id)[-8:]], indent=1)) from None
+
+    def act(self, job_id: str, action: str, **fields: Any) -> httpx.Response:
+        """Send an operator's action."""
+        return self.patiently("POST", f"/fleet/jobs/{job_id}/actions", json={"action": action, **fields})
+
+    def ship(self, job_id: str) -> dict[str, Any]:
+        """Ship the job's candidate and wait for its end."""
+        document = self.until(job_id, "testing", "review")
+        response = self.act(job_id, "ship", sha=document["candidate_sha"])
+        assert response.status_code == 200, response.text
+        return self.until(job_id, "shipped")
+
+    def attempt_processes(self, job_id: str) -> list[int]:
+        """Return the living processes of the job's attempts, found by the mark in their environment."""
+        mark = f"GIGAFACTORY_ATTEMPT={job_id}.".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                if mark in (entry / "environ").read_bytes() and b"\nState:\tZ" not in (entry / "status").read_bytes():
+                    found.append(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+        return found
+
+    def factory_pid(self, name: str) -> int:
+        """Return the pid of a factory's agent."""
+        return int(self.part(name)["pid"])
+
+
+@contextmanager
+def running_stack(home: Path, *, factories: int = 2, **settings: object) -> Iterator[Stack]:
+    """Run a stack until the block ends; then nothing of it is left."""
+    home.mkdir(parents=True, exist_ok=True)
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "GIGAFACTORY_CACHE") if name in os.environ}
+    fast = {"lease_ttl_s": LEASE_S, "beat_s": BEAT_S, "factory_beat_s": BEAT_S, "checkpoint_s": 0.3, "reconcile_s": 5}
+    env = {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "GIGAFACTORY_HOME": str(home),
+        **{f"GIGAFACTORY_{name.upper()}": str(value) for name, value in (fast | settings).items()},
+    }
+    command = [sys.executable, "-P", "-m", "cli"]
+    up = subprocess.run(
+        [*command, "up", "--detach", "--factories", str(factories)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+    )
+    try:
+        assert up.returncode == 0, f"{up.stdout}\n{up.stderr}"
+        yield Stack(home, env)
+    finally:
+        subprocess.run([*command, "down"], env=env, capture_output=True, check=False, timeout=120)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, temporal_binary: Path) -> Iterator[Stack]:
+    """Return a stack with two factories that all tests of a process share; what they kill, it restarts."""
+    with running_stack(tmp_path_factory.mktemp("stack") / "home") as running:
+        yield running
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Remote:
+    """Return a bare remote of the test's own."""
+    return Remote.create(tmp_path / "remote.git")

@@ -1,0 +1,193 @@
+"""Pull the plug: kill -9 of each part in mid-build. No job is lost, none ships twice, nothing of it lives on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import LEASE_S, Remote, Stack, wait_for
+
+pytestmark = pytest.mark.serial
+
+
+def slow_job(remote: Remote, ledger: Path, *, steps: int = 8, pause_s: float = 0.4) -> str:
+    """Return a job that writes one file per step and tells the judge about each; it goes on where files are missing."""
+    return f"""---
+engine: shell
+repo: {remote.path}
+base: main
+profile: solo
+ship: base
+verify: test "$(ls step-* | wc -l)" -eq {steps}
+timeout: 5m
+---
+# Take some steps
+
+```sh
+sh -c 'sleep 987654' &
+setsid sh -c 'sleep 987655' &
+for i in $(seq 1 {steps}); do
+  if [ ! -f step-$i ]; then
+    echo "$i" > step-$i
+    echo "step $i $GIGAFACTORY_ATTEMPT" >> {ledger}
+    sleep {pause_s}
+  fi
+done
+echo "done $GIGAFACTORY_ATTEMPT" >> {ledger}
+```
+"""
+
+
+def steps_of(ledger: Path) -> list[list[str]]:
+    """Return what the job's own scripts told the judge."""
+    return [line.split() for line in ledger.read_text().splitlines()] if ledger.exists() else []
+
+
+def building(stack: Stack, job_id: str, ledger: Path, step: int = 3) -> dict[str, object]:
+    """Wait until the job is in mid-build, past a step that a checkpoint has."""
+    wait_for(f"step {step}", lambda: any(line[:2] == ["step", str(step)] for line in steps_of(ledger)))
+    return stack.until(job_id, "building")
+
+
+def assert_shipped_once(stack: Stack, remote: Remote, job_id: str, steps: int = 8) -> dict[str, object]:
+    """Ship the job and let the remote judge: exactly one commit, everything in it, one end in the event log."""
+    before = remote.ref("main")
+    document = stack.ship(job_id)
+    assert remote.count("main") == 2
+    assert remote.ref("main") != before
+    assert document["commits"] == [remote.ref("main")]
+    assert {f"step-{i}" for i in range(1, steps + 1)} <= remote.files("main")
+    ends = Counter(event["type"] for event in stack.events(job_id))
+    assert ends["job.shipped"] == 1
+    return document
+
+
+def test_agent_killed_in_mid_build_goes_on_at_the_other_factory(stack: Stack, remote: Remote, tmp_path: Path) -> None:
+    """The other factory continues from the last checkpoint; no descendant of the old engine lives on."""
+    ledger = tmp_path / "ledger"
+    job_id = stack.submit(slow_job(remote, ledger))
+    document = building(stack, job_id, ledger)
+    first = document["attempts"][-1]
+    old = stack.attempt_processes(job_id)
+    assert old
+    killed_at = time.monotonic()
+    os.kill(stack.factory_pid(first["factory"]), signal.SIGKILL)
+    document = wait_for(
+        "a second epoch that builds",
+        lambda: (seen := stack.job(job_id))["attempts"][-1]["epoch"] == 2 and seen["stage"] == "building" and seen,
+    )
+    assert time.monotonic() - killed_at < LEASE_S, "the takeover waited for the lease: there was no death certificate"
+    assert document["attempts"][-1]["factory"] != first["factory"]
+    wait_for("the old engine's end", lambda: not set(old) & set(stack.attempt_processes(job_id)))
+    document = assert_shipped_once(stack, remote, job_id)
+    told = [line[1] for line in steps_of(ledger) if line[0] == "step"]
+    again = [step for step, times in Counter(told).items() if times > 1]
+    assert "1" not in again, f"the second attempt began from nothing: {told}"
+    assert [attempt["outcome"] for attempt in document["attempts"]] == ["lease_lost", "succeeded"]
+
+
+def test_agent_and_supervisor_killed_in_mid_build(stack: Stack, remote: Remote, tmp_path: Path) -> None:
+    """When both die, the lease or the restarted agent decides; the orphaned engine is found and killed."""
+    ledger = tmp_path / "ledger"
+    job_id = stack.submit(slow_job(remote, ledger))
+    document = building(stack, job_id, ledger)
+    agent = stack.factory_pid(document["attempts"][-1]["factory"])
+    old = stack.attempt_processes(job_id)
+    supervisors = [pid for pid in children_of(agent) if b"supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert supervisors
+    for pid in (agent, *supervisors):
+        os.kill(pid, signal.SIGKILL)
+    wait_for("a second epoch", lambda: stack.job(job_id)["attempts"][-1]["epoch"] >= 2)
+    wait_for("the old engine's end", lambda: not set(old) & set(stack.attempt_processes(job_id)))
+    assert_shipped_once(stack, remote, job_id)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the direct children of a process."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(entry.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+@pytest.mark.parametrize("part", ["api", "control", "temporal"])
+def test_control_plane_part_killed_in_mid_build(stack: Stack, remote: Remote, tmp_path: Path, part: str) -> None:
+    """The engine goes on working through the outage, or its work goes on elsewhere; the job ships once."""
+    ledger = tmp_path / "ledger"
+    job_id = stack.submit(slow_job(remote, ledger))
+    building(stack, job_id, ledger)
+    pid = stack.kill(part)
+    wait_for(f"{part} to be restarted", lambda: stack.part(part)["pid"] != pid)
+    assert_shipped_once(stack, remote, job_id)
+
+
+def test_everything_killed_at_the_gate_ships_once(stack: Stack, remote: Remote, tmp_path: Path) -> None:
+    """A job that waits for a human survives the death of all parts; an answer given then ships it, once."""
+    ledger = tmp_path / "ledger"
+    job_id = stack.submit(slow_job(remote, ledger, pause_s=0.01))
+    stack.until(job_id, "testing")
+    pids = {
+        part["name"]: part["pid"]
+        for part in stack.state()["parts"]
+        if part["kind"] in {"api", "control", "temporal", "factory"}
+    }
+    for pid in pids.values():
+        os.kill(pid, signal.SIGKILL)
+    for name, pid in pids.items():
+        wait_for(f"{name} to be restarted", lambda name=name, pid=pid: stack.part(name)["pid"] != pid)
+    assert_shipped_once(stack, remote, job_id)
+
+
+def test_agent_stopped_politely_hands_its_work_over(stack: Stack, remote: Remote, tmp_path: Path) -> None:
+    """SIGTERM drains: the running attempt is checkpointed and goes on at the other factory, without a retry."""
+    ledger = tmp_path / "ledger"
+    job_id = stack.submit(slow_job(remote, ledger))
+    document = building(stack, job_id, ledger)
+    os.kill(stack.factory_pid(document["attempts"][-1]["factory"]), signal.SIGTERM)
+    wait_for("a second epoch", lambda: stack.job(job_id)["attempts"][-1]["epoch"] >= 2)
+    assert_shipped_once(stack, remote, job_id)
+
+
+def test_zombie_attempt_is_refused_on_every_write(stack: Stack, remote: Remote, tmp_path: Path) -> None:
+    """An attempt stopped past its lease and then continued: its log, result and ship never count."""
+    ledger = tmp_path / "ledger"
+    job_id = stack.submit(slow_job(remote, ledger))
+    document = building(stack, job_id, ledger)
+    first = document["attempts"][-1]["factory"]
+    agent = stack.factory_pid(first)
+    frozen = [agent, *children_of(agent), *stack.attempt_processes(job_id)]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        document = wait_for(
+            "a second epoch", lambda: (seen := stack.job(job_id))["attempts"][-1]["epoch"] == 2 and seen
+        )
+        assert document["attempts"][-1]["factory"] != first
+        stack.until(job_id, "testing")
+        fence = remote.ref(f"refs/gigafactory/job/{job_id}")
+    finally:
+        for pid in frozen:
+            with_suppress_kill(pid)
+    wait_for("the zombie's end", lambda: not stack.attempt_processes(job_id))
+    assert remote.ref(f"refs/gigafactory/job/{job_id}") == fence
+    document = assert_shipped_once(stack, remote, job_id)
+    assert [attempt["outcome"] for attempt in document["attempts"]] == ["lease_lost", "succeeded"]
+
+
+def with_suppress_kill(pid: int) -> None:
+    """Let a process go on, if it is still there."""
+    try:
+        os.kill(pid, signal.SIGCONT)
+    except ProcessLookupError:
+        return
