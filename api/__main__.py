@@ -26,7 +26,7 @@ from core.settings import Settings
 from store import open_ledger
 from store.logging_setup import configure_logging
 from store.profile_files import load_profiles
-from workers.settings_source import read_settings
+from store.settings_source import read_settings
 
 log = structlog.get_logger(__name__)
 

@@ -26,7 +26,8 @@ from store.views import EventView, LogView
 BATCH: Final = 500
 POLL_S: Final = 0.25
 """Pause between two looks when nothing of this process changed the job; what other processes write waits so long."""
-KEEP_ALIVE_S: Final = 10.0
+KEEP_ALIVE_S: Final = 5.0
+"""A comment is sent when a reader has caught up, and then so often, so that a broken connection is noticed."""
 RETRY_MS: Final = 1000
 UNSHOWN: Final = {"product_id", "attempt_seq"}
 _POSITION = re.compile(r"e(\d{1,18})-l(\d{1,18})")
@@ -106,25 +107,25 @@ class JobStream:
         position = start
         yield f"retry: {RETRY_MS}\n\n".encode()
         with self._wakeups.listening(job_id) as changed:
-            sent_at = time.monotonic()
+            sent_at, caught_up = time.monotonic(), False
             while True:
                 changed.clear()
                 job = await self._ledger.job(job_id)
                 position, rows = await self._read(job_id, position)
                 if rows:
                     yield b"".join(rows)
-                    sent_at = time.monotonic()
+                    sent_at, caught_up = time.monotonic(), False
                     continue
                 if job.stage in ENDED:
                     yield _frame("end", position, json.dumps({"id": job_id, "stage": job.stage}))
                     return
                 if not follow or self._stopping.is_set():
                     return
+                if not caught_up or time.monotonic() - sent_at >= KEEP_ALIVE_S:
+                    yield b": caught up\n\n"
+                    sent_at, caught_up = time.monotonic(), True
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), POLL_S)
-                if time.monotonic() - sent_at >= KEEP_ALIVE_S:
-                    yield b": still here\n\n"
-                    sent_at = time.monotonic()
 
     async def _read(self, job_id: str, start: Position) -> tuple[Position, list[bytes]]:
         """Return the frames of the next batch after `start`, and the position behind it."""

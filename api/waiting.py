@@ -32,7 +32,7 @@ def waits_for(job: JobView) -> Waiting | None:
         return _blocked(job, blocked)
     if job.stage == Stage.QUEUED:
         return Waiting(kind="capacity", message="waits for a seat on a factory", command=f"gf why {job.id}")
-    if gate_is_open(job):
+    if gate_is_open(job) and not _ships_by_itself(job):
         checked = "verify passed" if job.stage == Stage.TESTING else "nothing was verified"
         return Waiting(kind="human", message=f"the ship gate: {checked}", command=f"gf ship {job.id}")
     return None
@@ -44,6 +44,11 @@ def gate_is_open(job: JobView) -> bool:
         return True
     judged = (job.verdict or {}).get("candidate_sha")
     return job.stage == Stage.REVIEW and judged is not None and judged == job.candidate_sha
+
+
+def _ships_by_itself(job: JobView) -> bool:
+    """Return whether nobody needs to say yes: the policy does, once verify has passed."""
+    return job.review_policy == "auto" and job.stage == Stage.TESTING
 
 
 def _blocked(job: JobView, condition: Condition) -> Waiting:

@@ -270,7 +270,7 @@ def approve(job_ids: Jobs, sha: Sha = "", reason: Reason = "", as_json: Json = F
 @app.command()
 @guarded
 def reject(job_ids: Jobs, sha: Sha = "", reason: Reason = "", as_json: Json = False) -> int:
-    """Turn the candidate down; the reason goes to the next attempt."""
+    """Turn the candidate down; the job ends in failed and may be requeued."""
     return _act("reject", job_ids, sha=sha, reason=reason, as_json=as_json)
 
 

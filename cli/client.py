@@ -34,7 +34,7 @@ class ConnectionLost(Exception):
 
 
 class ServerEvent(NamedTuple):
-    """One event of a stream."""
+    """One event of a stream; the server's keep-alive comments come as `comment` without data."""
 
     name: str
     id: str
@@ -110,8 +110,8 @@ class Client:
         headers: Mapping[str, str],
         timeout_s: float,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        given = {key: str(value) for key, value in query.items() if value is not None}
-        target = self._prefix + path + (f"?{urlencode(given)}" if given else "")
+        given = {key: value for key, value in query.items() if value is not None}
+        target = self._prefix + path + (f"?{urlencode(given, doseq=True)}" if given else "")
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=timeout_s)
         sent = {"Authorization": f"Bearer {self._token}", **headers}
@@ -173,6 +173,8 @@ def _parse_events(response: http.client.HTTPResponse) -> Iterator[ServerEvent]:
             continue
         field, _, value = text.partition(":")
         value = value.removeprefix(" ")
+        if not field:
+            yield ServerEvent("comment", "", {})
         if field == "event":
             name = value
         elif field == "id":

@@ -81,6 +81,16 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def diff(text: str) -> None:
+    """Write a unified diff on stdout, in colours on a terminal."""
+    if sys.stdout.isatty():
+        from rich.syntax import Syntax  # noqa: PLC0415 - only where there is a terminal to draw on
+
+        console().print(Syntax(text, "diff", background_color="default", word_wrap=True))
+    else:
+        sys.stdout.write(text)
+
+
 def _rich_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table  # noqa: PLC0415 - only where there is a terminal to draw on
     from rich.text import Text  # noqa: PLC0415

@@ -77,13 +77,13 @@ def refusal(state: JobState, act: Act) -> str | None:
 
 
 def _refuse_gate(state: JobState, act: Act) -> str | None:
-    """Return why the gate is not open for a decision on `act.sha`."""
+    """Return why the gate is not open for a decision on `act.sha` (empty for work in a directory without git)."""
     if state.stage not in (Stage.REVIEW, Stage.TESTING) or state.step:
         return (
             f"job {state.job_id} is {state.stage}{f' ({state.step} is running)' if state.step else ''}; "
             f"{act.action} is possible from review or testing"
         )
-    if not act.sha:
+    if not act.sha and state.candidate_sha:
         return f"{act.action} must name the candidate it approves: {state.candidate_sha}"
     if act.sha != state.candidate_sha:
         return f"{act.sha[:12]} is not the candidate of job {state.job_id}; that is {state.candidate_sha}"

@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema
 
 from core.attempt import content_hash
-from core.engine_classes import ENGINE_CLASSES, engine_info
+from core.engine_classes import ENGINE_CLASSES, engine_info, known_engines
 from core.errors import FieldProblem, InvalidManifest
 from core.field_problems import field_names, field_problems, line_of, merged, render_problem
 from core.field_types import (
@@ -196,11 +196,14 @@ class Manifest(Section):
         default=None, description="One line that names the job; otherwise the body's first heading or line."
     )
     engine: Name | None = Field(
-        default=None, description="The engine that does the work; overrides profile and engine-class."
+        default=None,
+        json_schema_extra={"examples": list(known_engines())},
+        description="The engine that does the work; overrides profile and engine-class.",
     )
     engine_class: Name | None = Field(
         default=None,
         alias="engine-class",
+        json_schema_extra={"examples": list(ENGINE_CLASSES)},
         description="A kind of engine; the router picks one. Default: the profile's, else agentic-coder.",
     )
     model: Label | None = Field(default=None, description="Model the engine is asked to use. Default: the profile's.")
@@ -262,7 +265,9 @@ class Manifest(Section):
         alias="idempotency-key",
         description="The same key with the same content is the same job, however often it is sent.",
     )
-    budget: Budget = Field(default=Budget(), description="Ceilings for the whole job.")
+    budget: Budget = Field(
+        default=Budget(), json_schema_extra={"default": {}}, description="Ceilings for the whole job."
+    )
     tracker_item: Label | None = Field(
         default=None, alias="tracker-item", description="Item of a tracker that the job belongs to."
     )
@@ -533,7 +538,7 @@ def _warning(name: str, message: str) -> Notice:
 # --- schema -----------------------------------------------------------------------------------------------------------
 
 
-def json_schema() -> dict[str, Any]:
+def manifest_schema() -> dict[str, Any]:
     """Return the JSON Schema of a job's front matter, for editors; the parser accepts a little more (empty fields)."""
     schema = Manifest.model_json_schema(by_alias=True)
     for section in (schema, *schema["$defs"].values()):

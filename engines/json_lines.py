@@ -28,8 +28,7 @@ def decode_object(line: bytes) -> dict[str, Any] | None:
 
 def plain_line(line: bytes) -> str:
     """Return a line as text for people: its end stripped, undecodable bytes replaced, shortened."""
-    text = line[: 4 * MAX_TEXT].decode("utf-8", "replace").rstrip("\r\n")
-    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+    return storable(line[: 4 * MAX_TEXT].decode("utf-8", "replace").rstrip("\r\n"), MAX_TEXT)
 
 
 def member(value: object, *path: str | int) -> Any:
@@ -45,10 +44,14 @@ def member(value: object, *path: str | int) -> Any:
 
 
 def text_of(value: object, limit: int = MAX_TEXT) -> str:
-    """Return `value` if it is text, shortened; otherwise an empty string."""
-    if not isinstance(value, str):
-        return ""
-    return value if len(value) <= limit else value[: limit - 1] + "…"
+    """Return `value` if it is text, as `storable`; otherwise an empty string."""
+    return storable(value, limit) if isinstance(value, str) else ""
+
+
+def storable(text: str, limit: int = MAX_TEXT) -> str:
+    """Return `text` so that every database takes it: no NUL, no lone surrogates, `limit` characters at most."""
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    return text.replace("\0", "␀").encode("utf-8", "replace").decode("utf-8")
 
 
 def count_of(value: object) -> int | None:
@@ -67,13 +70,13 @@ def usd_of(value: object) -> Decimal | None:
     amount = Decimal(value)
     if not amount.is_finite() or not 0 <= amount <= MAX_USD:
         return None
-    return amount.quantize(Decimal("0.00000001")).normalize()
+    return Decimal(f"{amount:.8f}".rstrip("0").rstrip("."))
 
 
 def json_safe(value: object, depth: int = 6) -> Any:
     """Return `value` as plain JSON values of bounded size, for the data of an event."""
     if isinstance(value, Decimal):
-        return float(value)
+        return float(value) if abs(value) <= MAX_COUNT else None
     if isinstance(value, str):
         return text_of(value, 4000)
     if isinstance(value, dict) and depth:

@@ -48,17 +48,19 @@ def admit(
     planned: Sequence[PlannedGrant],
     snapshot: FleetSnapshot,
     explanations: Mapping[str, Explanation],
+    overtaken: Mapping[str, int],
     terms: LeaseTerms,
     now: datetime,
 ) -> Admitted:
-    """Turn planned grants into grants, one savepoint each."""
+    """Turn planned grants into grants, one savepoint each; `overtaken` jobs are counted when all of them hold."""
     serialise(connection, "admission")
-    ready = {job.job_id: job for job in snapshot.jobs}
+    still_ready = _lock_ready(connection, [plan.job_id for plan in planned])
+    ready = {job.job_id: job for job in snapshot.jobs if job.job_id in still_ready}
     claims = Claims(FleetSnapshot(locks=read_locks(connection), now=now))
     granted: list[Grant] = []
     for plan in planned:
-        job = ready[plan.job_id]
-        if claims.blocks(job):
+        job = ready.get(plan.job_id)
+        if job is None or claims.blocks(job):
             continue
         try:
             with connection.begin_nested():
@@ -66,7 +68,20 @@ def admit(
         except _LostRace:
             continue
         claims.take(job)
+    if len(granted) == len(planned):
+        _note_overtaken(connection, overtaken)
     return Admitted(tuple(granted), skipped=len(planned) - len(granted))
+
+
+def _lock_ready(connection: Connection, job_ids: Sequence[str]) -> set[str]:
+    """Lock the jobs that are still ready and return their ids: whoever has a seat locked waits for no job."""
+    rows = connection.execute(
+        select(jobs.c.id)
+        .where(jobs.c.id.in_(job_ids), jobs.c.stage == "queued", jobs.c.held.is_(None))
+        .order_by(jobs.c.id)
+        .with_for_update(key_share=True)
+    )
+    return {row.id for row in rows}
 
 
 def _admit_one(
@@ -78,8 +93,6 @@ def _admit_one(
     now: datetime,
 ) -> Grant:
     job = open_job(connection, plan.job_id, now)
-    if job.stage != Stage.QUEUED or job.row.held is not None:
-        raise _LostRace
     host = take_seat(connection, plan.factory, plan.engine)
     if host is None:
         raise _LostRace
@@ -159,7 +172,7 @@ def release_locks(connection: Connection, job_id: str) -> int:
     return connection.execute(delete(locks).where(locks.c.job_id == job_id)).rowcount
 
 
-def note_overtaken(connection: Connection, overtaken: Mapping[str, int]) -> None:
+def _note_overtaken(connection: Connection, overtaken: Mapping[str, int]) -> None:
     """Count for waiting jobs how often a later one was granted a seat that they could have used."""
     if overtaken:
         connection.execute(

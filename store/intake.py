@@ -9,7 +9,6 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select
 
-from core.attempt import content_hash
 from core.errors import FieldProblem, IdempotencyConflict, InvalidInput
 from core.job import Dependency, RepositoryKind, Stage
 from core.router_snapshot import ReadyJob
@@ -73,7 +72,7 @@ def _existing(connection: Connection, submission: Submission) -> str | None:
     ).one_or_none()
     if row is None:
         return None
-    if row.sha256 == content_hash(submission.canonical):
+    if row.sha256 == digest(submission.canonical):
         return str(row.job_id)
     differs = differing(row.canonical, submission.canonical)
     raise IdempotencyConflict(
@@ -222,7 +221,7 @@ def _keep_key(connection: Connection, submission: Submission, now: datetime) -> 
                 product_id=submission.spec.product_id,
                 key=submission.idempotency_key,
                 job_id=submission.job_id,
-                sha256=content_hash(submission.canonical),
+                sha256=digest(submission.canonical),
                 canonical=submission.canonical,
                 at=now,
             )

@@ -43,7 +43,7 @@ def parents_state(connection: Connection, job_id: str) -> ParentsState:
     waiting = tuple(p.job_id for p in open_ if p.stage not in ENDED)
     if failed:
         told = [f"{p.job_id} ({p.stage})" for p in open_ if p.stage in ENDED]
-        message = f"will not start before its failed parents are requeued and done: {_named(told)}"
+        message = f"parents ended without what it waits for: {_named(told)}"
         return ParentsState(outcome="failed", failed=failed, waiting=waiting, message=message)
     if waiting:
         told = [f"{p.job_id} ({p.stage}, until {p.until})" for p in open_]

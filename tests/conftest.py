@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,31 @@ from workers.temporal_server import (
 
 DIES_WITH_US = 'exec 3<&0; "$@" </dev/null 3<&- & server=$!; read -r _ <&3; kill "$server"; wait "$server"'
 """A shell line that runs a server until its own standard input closes, as it does when the test process is killed."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave without the interpreter's finalization, which aborts now and then once the Temporal SDK was in use.
+
+    Everything was reported by now; only the exit code would be lost (134 or 139 instead of ours; sdk-python #300).
+    """
+    session = config.stash.get(SESSION, None)
+    if session is None or "temporalio.bridge.temporal_sdk_bridge" not in sys.modules:
+        return
+    atexit._run_exitfuncs()
+    config.get_terminal_writer().flush()
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        if stream is not None and not stream.closed:
+            stream.flush()
+    os._exit(int(session.exitstatus))
+
+
+SESSION = pytest.StashKey[pytest.Session]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Keep the session, whose exit status is final only after all has been reported."""
+    session.config.stash[SESSION] = session
 
 
 @dataclass(frozen=True)

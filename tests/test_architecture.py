@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "activities": ("core", "engines", "store"),
     "workflows": ("core", "activities"),
     "workers": ("core", "engines", "store", "activities", "workflows"),
-    "api": ("core", "store", "workflows", "activities.git"),
+    "api": ("core", "store", "workflows", "activities.repository"),
     "cli": ("core",),
     "tui": ("core", "cli"),
 }

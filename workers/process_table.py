@@ -103,7 +103,7 @@ def _children(pid: int) -> list[int]:
     except ProcessLookupError:
         return found
     except FileNotFoundError:
-        if not os.path.exists("/proc/self/task/self/children") and os.path.exists(f"/proc/{pid}"):  # noqa: PTH110
+        if not os.path.exists("/proc/thread-self/children") and os.path.exists(f"/proc/{pid}"):  # noqa: PTH110
             return _children_by_scan(pid)
     return found
 

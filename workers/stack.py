@@ -28,7 +28,7 @@ from typing import Final
 import structlog
 
 from store.logging_setup import configure_logging
-from workers.settings_source import read_settings
+from store.settings_source import read_settings
 from workers.stack_guard import FAREWELL
 from workers.stack_home import (
     PortReservation,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -50,8 +49,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="workers.stack_guard")
     parser.add_argument("--home", type=Path, required=True)
     home: Path = parser.parse_args().home
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # it ends when the steward does, never before
     if not wait_for_end(sys.stdin.fileno()):
         clear_when_free(home)
     return 0

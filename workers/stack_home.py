@@ -143,6 +143,11 @@ class PortReservation:
                 return port
         raise OSError(f"no free port from {first} to {first + PORTS_TRIED - 1} on {host}")
 
+    def release(self) -> None:
+        """Give the ports back."""
+        while self._held:
+            self._held.pop().close()
+
     def _lock(self, port: int) -> bool:
         file = (self._directory / f"{port}.lock").open("a")
         try:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from core.settings import PREFIX, Settings
 from core.version import VERSION
-from workers.settings_source import ROOT
+from store.settings_source import ROOT
 from workers.stack_home import LOOPBACK, PortReservation
 from workers.stack_state import MARKER, READY_FD
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from core.settings import Settings
 
 Progress = Callable[[str], None]
+Launch = Callable[[Path, Progress, int | None, bool], "subprocess.Popen[bytes]"]
+"""Starts a steward, given home, progress, number of factories, and whether it ends with this process."""
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 POLL_S: Final = 0.03
@@ -58,11 +60,19 @@ class StackInfo:
     ready_s: float | None
 
 
-def ensure_up(home: Path, progress: Progress, *, factories: int | None = None, foreground: bool = False) -> StackInfo:
+def ensure_up(
+    home: Path,
+    progress: Progress,
+    *,
+    factories: int | None = None,
+    foreground: bool = False,
+    launch: Launch | None = None,
+) -> StackInfo:
     """Return the stack of `home` once it is ready, starting it if it does not run.
 
     `factories` (0 to 64) is how many local factories it shall have; None keeps what it has, or the setting.
     `foreground` ties a stack that is started now to this process: it ends when this process does.
+    `launch` starts the steward; tests give one with other parts.
 
     Raises:
         StackFailed: a part does not come up.
@@ -73,7 +83,7 @@ def ensure_up(home: Path, progress: Progress, *, factories: int | None = None, f
     home = home.expanduser().resolve()
     state = _settled(home, progress)
     if state is None:
-        steward = launch(home, progress, factories=factories, foreground=foreground)
+        steward = (launch or launch_steward)(home, progress, factories, foreground)
         return _follow(home, progress, steward)
     check_version(state)
     if factories is not None and factories != state.factories_wanted:
@@ -111,9 +121,11 @@ def _settled(home: Path, progress: Progress) -> StackState | None:
     return state
 
 
-def launch(home: Path, progress: Progress, *, factories: int | None, foreground: bool) -> subprocess.Popen[bytes]:
+def launch_steward(
+    home: Path, progress: Progress, factories: int | None, foreground: bool
+) -> subprocess.Popen[bytes]:
     """Start the steward of `home` in a session of its own."""
-    from workers.settings_source import read_settings  # noqa: PLC0415 - only a start needs it, and it takes a while
+    from store.settings_source import read_settings  # noqa: PLC0415 - only a start needs it, and it takes a while
 
     settings = read_settings(home)
     prepare(home)

@@ -16,12 +16,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, Self
+
+from workers.process_table import birth_of
 
 READY_FD: Final = "GIGAFACTORY_READY_FD"
 """Number of the pipe that a part writes to once it is ready; unset outside the stack."""
@@ -31,28 +32,6 @@ MARKER: Final = "GIGAFACTORY_STACK"
 
 StackPhase = Literal["starting", "ready", "failed", "stopping"]
 PartPhase = Literal["waiting", "starting", "ready", "restarting", "done", "stopped", "failed"]
-
-ENDED_STATES: Final = "ZX"
-"""Letters of /proc/PID/stat for a process that has ended and only waits to be collected."""
-
-
-def birth_of(pid: int) -> str | None:
-    """Return the start time of a living process as an opaque text; None when it is gone, or ended (a zombie)."""
-    if pid <= 0:
-        return None
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None if Path("/proc/self/stat").exists() else _birth_by_ps(pid)
-    after_name = stat.rpartition(")")[2].split()
-    return None if after_name[0] in ENDED_STATES else after_name[19]
-
-
-def _birth_by_ps(pid: int) -> str | None:
-    """Ask `ps`, where there is no /proc (macOS)."""
-    command = ["ps", "-o", "state=,lstart=", "-p", str(pid)]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split(maxsplit=1)
-    return None if len(shown) < 2 or shown[0].startswith("Z") else shown[1].strip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,7 +210,7 @@ async def obtain_binary(*, environ: Mapping[str, str], tell: Tell) -> ServerSour
 async def _download(target: Path, environ: Mapping[str, str], tell: Tell) -> str:
     """Let the SDK fetch its own server; return what went wrong, or an empty string."""
     del environ  # the SDK reads proxy settings itself
-    tell("downloading the Temporal server through the SDK (about 50 MB, once)")
+    tell("downloading the Temporal server through the SDK (once)")
     folder = target.parent.parent / "download"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -1,0 +1,248 @@
+"""What an attempt writes, behind its fence: started, checkpoint, accepted, lost. Does I/O: SQL.
+
+The fence: a write counts only while its epoch is the job's newest and its lease was not lost. What does not count is
+refused with `StaleEpoch` and leaves a `write.refused` event with kind and digest, so that it can be seen but never
+takes effect. A lease that ended in good order still lets its last logs, steps and files in, until the next grant.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, NoReturn
+
+from sqlalchemy import Connection, Row, select, update
+
+from core.attempt import DeathCertificate
+from core.errors import Conflict, StaleEpoch
+from core.job import FailureKind, Stage
+from store.admission import end_run
+from store.chain import digest
+from store.database import Refused
+from store.messages import StartedInfo
+from store.open_job import OpenJob, no_such_job, open_job
+from store.outbox import enqueue_signal
+from store.seats import end_lease
+from store.tables import jobs, leases, runs
+from store.views import AcceptedResult, LeaseState
+
+MAX_REFUSED_EVENTS = 20
+"""Refused writes of one epoch that get an event each; further ones are only counted."""
+
+OPEN_STATES: tuple[LeaseState, ...] = ("living", "accepted", "ended")
+"""States in which an attempt's output is still taken in."""
+LIVING: tuple[LeaseState, ...] = ("living",)
+
+
+class Fenced:
+    """A job opened for a write of its newest attempt, with the lease of that attempt."""
+
+    def __init__(self, job: OpenJob, lease: Row[Any]) -> None:
+        self.job = job
+        self.lease = lease
+        self.epoch: int = lease.epoch
+
+
+def fence(
+    connection: Connection,
+    job_id: str,
+    epoch: int,
+    *,
+    kind: str,
+    content: object,
+    now: datetime,
+    states: tuple[LeaseState, ...] = OPEN_STATES,
+) -> Fenced:
+    """Open the job for a write of `epoch`.
+
+    Raises:
+        NotFound: there is no such job.
+        Refused: with `StaleEpoch`, after noting the refusal.
+
+    """
+    job = open_job(connection, job_id, now)
+    lease = _lease(connection, job_id, epoch) if 0 < epoch <= job.row.epoch else None
+    if lease is not None and epoch == job.row.epoch and lease.state in states:
+        return Fenced(job, lease)
+    refuse(job, epoch, lease, kind=kind, content=content)
+
+
+def _lease(connection: Connection, job_id: str, epoch: int) -> Row[Any] | None:
+    return connection.execute(
+        select(leases).where(leases.c.job_id == job_id, leases.c.epoch == epoch)
+    ).one_or_none()
+
+
+def refuse(job: OpenJob, epoch: int, lease: Row[Any] | None, *, kind: str, content: object) -> NoReturn:
+    """Count a refused write, note it in the event log unless there were many of that epoch, and raise."""
+    count = _count_refusal(job, epoch, lease)
+    known = lease.state if lease is not None else "unknown"
+    if count <= MAX_REFUSED_EVENTS:
+        last = "; further ones are only counted" if count == MAX_REFUSED_EVENTS else ""
+        data = {"kind": kind, "sha256": digest(content), "claimed_epoch": epoch, "lease": known}
+        job.event(
+            "write.refused",
+            f"{kind} of epoch {epoch} was refused: its lease is {known}, the newest epoch is {job.row.epoch}{last}",
+            data,
+            epoch=lease.epoch if lease is not None else 0,
+        )
+    job.save()
+    raise Refused(
+        StaleEpoch(
+            f"job {job.id}: {kind} of epoch {epoch} is refused; its lease is {known}, "
+            f"the newest epoch is {job.row.epoch}",
+            hint="stop this attempt: its work goes on elsewhere",
+            job_id=job.id,
+            epoch=epoch,
+            newest_epoch=job.row.epoch,
+            lease=known,
+        )
+    )
+
+
+def _count_refusal(job: OpenJob, epoch: int, lease: Row[Any] | None) -> int:
+    if lease is None:
+        count = int(job.row.refused_writes) + 1
+        job.set(refused_writes=count)
+        return count
+    counted: int = job.connection.execute(
+        update(runs)
+        .where(runs.c.job_id == job.id, runs.c.epoch == epoch)
+        .values(refused_writes=runs.c.refused_writes + 1)
+        .returning(runs.c.refused_writes)
+    ).scalar_one()
+    return counted
+
+
+def is_current(connection: Connection, job_id: str, epoch: int) -> bool:
+    """Return whether a write of `epoch` would pass the fence now."""
+    row = connection.execute(
+        select(jobs.c.epoch, leases.c.state)
+        .join(leases, (leases.c.job_id == jobs.c.id) & (leases.c.epoch == jobs.c.epoch), isouter=True)
+        .where(jobs.c.id == job_id)
+    ).one_or_none()
+    if row is None:
+        raise no_such_job(job_id)
+    return bool(row.epoch == epoch and row.state in OPEN_STATES)
+
+
+def guard(connection: Connection, job_id: str, epoch: int, kind: str, content: object, now: datetime) -> None:
+    """Refuse, with a trace, what does not pass the fence."""
+    fence(connection, job_id, epoch, kind=kind, content=content, now=now)
+
+
+# --- the life of an attempt ---------------------------------------------------------------------------------------
+
+
+def started(connection: Connection, job_id: str, epoch: int, info: StartedInfo, now: datetime) -> None:
+    """Write that the engine runs; the job is now building."""
+    fenced = fence(connection, job_id, epoch, kind="started", content=info.model_dump(), now=now, states=LIVING)
+    job = fenced.job
+    first = connection.execute(
+        update(runs)
+        .where(runs.c.job_id == job_id, runs.c.epoch == epoch, runs.c.started_at.is_(None))
+        .values(started_at=now, engine_version=info.engine_version, info=info.model_dump(mode="json"))
+    )
+    if first.rowcount == 0:
+        return
+    data = {"factory": fenced.lease.factory, "engine": fenced.lease.engine, "engine_version": info.engine_version}
+    job.event("attempt.started", f"{fenced.lease.engine} on {fenced.lease.factory}", data, epoch=epoch)
+    if job.stage == Stage.ASSIGNED:
+        job.move(Stage.BUILDING, epoch=epoch)
+    job.save()
+
+
+def checkpoint(connection: Connection, job_id: str, epoch: int, sha: str, now: datetime) -> None:
+    """Write where the work of the attempt is kept; the next attempt goes on from there."""
+    job = fence(connection, job_id, epoch, kind="checkpoint", content=sha, now=now).job
+    if (job.row.checkpoint_sha, job.row.checkpoint_epoch) == (sha, epoch):
+        return
+    job.set(checkpoint_sha=sha, checkpoint_epoch=epoch)
+    job.event("attempt.checkpoint", sha, {"sha": sha}, epoch=epoch)
+    job.save()
+
+
+def accept(
+    connection: Connection, job_id: str, epoch: int, sha: str, result: dict[str, Any] | None, now: datetime
+) -> None:
+    """Take the attempt's result, if its lease lives: a compare-and-swap from `living` to `accepted`."""
+    job = open_job(connection, job_id, now)
+    lease = _lease(connection, job_id, epoch) if 0 < epoch <= job.row.epoch else None
+    taken_before = lease is not None and lease.accepted_at is not None and lease.accepted_sha == sha
+    if taken_before and epoch == job.row.epoch:
+        return
+    swapped = lease is not None and epoch == job.row.epoch and _swap_to_accepted(connection, lease, sha, result, now)
+    if not swapped:
+        refuse(job, epoch, lease, kind="result", content=sha)
+    job.event("attempt.accepted", sha, {"sha": sha}, epoch=epoch)
+    job.save()
+
+
+def _swap_to_accepted(
+    connection: Connection, lease: Row[Any], sha: str, result: dict[str, Any] | None, now: datetime
+) -> bool:
+    swapped = connection.execute(
+        update(leases)
+        .where(leases.c.job_id == lease.job_id, leases.c.epoch == lease.epoch, leases.c.state == "living")
+        .values(state="accepted", accepted_sha=sha, accepted_result=result, accepted_at=now)
+    )
+    return swapped.rowcount == 1
+
+
+def accepted_result(connection: Connection, job_id: str, epoch: int) -> AcceptedResult | None:
+    """Return the result that was taken from `epoch`, if any."""
+    row = connection.execute(
+        select(leases).where(leases.c.job_id == job_id, leases.c.epoch == epoch, leases.c.accepted_at.is_not(None))
+    ).one_or_none()
+    if row is None:
+        return None
+    return AcceptedResult(
+        job_id=job_id, epoch=epoch, sha=row.accepted_sha, accepted_at=row.accepted_at, result=row.accepted_result
+    )
+
+
+def mark_lost(
+    connection: Connection,
+    job_id: str,
+    epoch: int,
+    reason: str,
+    checkpoint_sha: str,
+    now: datetime,
+    certificate: DeathCertificate | None,
+    *,
+    notify: bool,
+) -> bool:
+    """End a living lease as lost, free its seat and tell the workflow; return False when it does not live."""
+    _check_certificate(job_id, epoch, certificate)
+    job = open_job(connection, job_id, now)
+    lease = _lease(connection, job_id, epoch) if 0 < epoch <= job.row.epoch else None
+    if lease is None or lease.state != "living":
+        return False
+    end_lease(connection, lease, "lost", now, reason)
+    sha = checkpoint_sha or (certificate.checkpoint_sha if certificate else "")
+    if sha:
+        job.set(checkpoint_sha=sha, checkpoint_epoch=epoch)
+    data = {"reason": reason, "checkpoint_sha": sha, "certified": certificate is not None, "factory": lease.factory}
+    job.event("lease.lost", reason, data, epoch=epoch)
+    end_run(job, epoch, FailureKind.LEASE_LOST, reason)
+    job.set(reclaims=job.row.reclaims + 1)
+    job.save()
+    if notify:
+        payload = {"epoch": epoch, "reason": reason, "checkpoint_sha": sha}
+        enqueue_signal(
+            connection, "lease_lost", job_id=job_id, product_id=job.product_id, payload=payload, now=now
+        )
+    return True
+
+
+def _check_certificate(job_id: str, epoch: int, certificate: DeathCertificate | None) -> None:
+    if certificate is None:
+        return
+    if (certificate.job_id, certificate.epoch) != (job_id, epoch):
+        raise Conflict(
+            f"the death certificate is for {certificate.job_id} epoch {certificate.epoch}, not {job_id} epoch {epoch}"
+        )
+    if not certificate.group_dead:
+        raise Conflict(
+            f"the certificate for {job_id} epoch {epoch} does not say that its processes are dead; the lease decides",
+            hint="certify again when the whole process group is gone",
+        )

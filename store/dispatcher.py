@@ -1,0 +1,68 @@
+"""Passes of the router over the ledger: read, plan, grant. Does I/O: SQL."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+
+from core.attempt import Grant
+from core.router import plan
+from store import admission
+from store.admission import Admitted, LeaseTerms
+from store.database import Database
+from store.fleet_snapshot import FleetReader
+from store.overtaking import overtaken_by
+
+MAX_PASSES = 5
+"""Passes in a row while other processes win races against ours; what is left then waits for the next call."""
+
+
+class Dispatcher:
+    """Runs one pass at a time; calls that come in meanwhile share the pass after it."""
+
+    def __init__(self, database: Database, fleet: FleetReader, terms: LeaseTerms) -> None:
+        self._database = database
+        self._fleet = fleet
+        self._terms = terms
+        self._turn = asyncio.Lock()
+        self._next: asyncio.Future[bool] | None = None
+
+    async def dispatch(self, now: datetime, limit: int | None) -> tuple[Grant, ...]:
+        """Grant what can be granted; return the grants, or () when another call of this process made them."""
+        while self._next is not None:
+            if await asyncio.shield(self._next):
+                return ()
+        mine = self._next = asyncio.get_running_loop().create_future()
+        done = False
+        try:
+            async with self._turn:
+                self._next = None
+                grants = await self._passes(now, limit)
+                done = True
+                return grants
+        finally:
+            if self._next is mine:
+                self._next = None
+            mine.set_result(done)
+
+    async def _passes(self, now: datetime, limit: int | None) -> tuple[Grant, ...]:
+        granted: list[Grant] = []
+        for _ in range(MAX_PASSES):
+            left = None if limit is None else limit - len(granted)
+            admitted = await self._one_pass(now, left)
+            granted += admitted.grants
+            if not admitted.skipped:
+                break
+        return tuple(granted)
+
+    async def _one_pass(self, now: datetime, limit: int | None) -> Admitted:
+        snapshot = await self._database.read(self._fleet.read, now, only_if_grantable=True)
+        planned = plan(snapshot) if snapshot is not None else None
+        grants = planned.grants[:limit] if planned is not None else ()
+        if snapshot is None or planned is None or not grants:
+            return Admitted((), skipped=0)
+        explanations = {grant.job_id: planned.explain(grant.job_id) for grant in grants}
+        overtaken = overtaken_by(snapshot, grants)
+        return await self._database.write(
+            admission.admit, grants, snapshot, explanations, overtaken, self._terms, now
+        )

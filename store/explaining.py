@@ -1,0 +1,84 @@
+"""Why a job is where it is: the stored decision, or the router's answer from the fleet as it is now. Does I/O: SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, select
+
+from core.job import Condition, Stage
+from core.router import Explanation, FleetSnapshot, plan
+from store.fleet_snapshot import FleetReader
+from store.open_job import no_such_job
+from store.tables import jobs, runs
+from store.views import JobExplanation
+
+
+class Inputs(NamedTuple):
+    """What an explanation is made of."""
+
+    job: Row[Any]
+    decision: Row[Any] | None
+    """Of the newest attempt."""
+    snapshot: FleetSnapshot | None
+    """When the job waits for a seat."""
+
+
+def read(connection: Connection, fleet: FleetReader, job_id: str, now: datetime) -> Inputs:
+    """Read what an explanation needs.
+
+    Raises:
+        NotFound: there is no such job.
+
+    """
+    job = connection.execute(
+        select(jobs.c.id, jobs.c.stage, jobs.c.held, jobs.c.conditions, jobs.c.epoch).where(jobs.c.id == job_id)
+    ).one_or_none()
+    if job is None:
+        raise no_such_job(job_id)
+    decision = connection.execute(
+        select(runs.c.decision, runs.c.granted_at).where(runs.c.job_id == job_id, runs.c.epoch == job.epoch)
+    ).one_or_none()
+    waits = job.stage == Stage.QUEUED
+    return Inputs(job, decision, fleet.read(connection, now, including=job_id) if waits else None)
+
+
+def explain(inputs: Inputs) -> JobExplanation:
+    """Return the explanation: computed for a job that waits, the stored decision for any other."""
+    job = inputs.job
+    explanation, decided_at = None, None
+    if inputs.snapshot is not None:
+        explanation = plan(inputs.snapshot).explain(job.id)
+    elif inputs.decision is not None:
+        explanation = Explanation.model_validate(inputs.decision.decision)
+        decided_at = inputs.decision.granted_at
+    conditions = tuple(Condition.model_validate(condition) for condition in job.conditions)
+    return JobExplanation(
+        job_id=job.id,
+        stage=job.stage,
+        held=job.held,
+        conditions=conditions,
+        decided_at=decided_at,
+        explanation=explanation,
+        message=_message(job, conditions, explanation),
+    )
+
+
+_HELD = {
+    "parents": "waits for its parents",
+    "workflow": "is about to be routed by its workflow",
+    "undelivered": "its workflow could not be reached; the reconciler looks after it",
+}
+
+
+def _message(job: Row[Any], conditions: Sequence[Condition], explanation: Explanation | None) -> str:
+    """Return one sentence."""
+    if job.stage == Stage.QUEUED and conditions:
+        return "; ".join(condition.message for condition in conditions)
+    if job.stage == Stage.QUEUED and job.held:
+        return f"{job.id} {_HELD.get(job.held, f'is held back ({job.held})')}"
+    if explanation is not None:
+        return explanation.render()[0]
+    return f"{job.id} is {job.stage}"

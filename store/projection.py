@@ -1,0 +1,184 @@
+"""`record`: what the workflow decided, written once, in one transaction. Does I/O: SQL."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from core.errors import Conflict, IllegalAction, IllegalTransition
+from core.job import Stage
+from core.lifecycle import ENDED, TRANSITIONS, Record, RecordAck, check_transition
+from store.admission import end_run, held_lease, release_locks
+from store.chain import digest
+from store.open_job import OpenJob, open_job
+from store.outbox import drop_signals, enqueue_start, signal_children
+from store.parents import parents_state
+from store.seats import end_lease
+from store.tables import records, runs
+
+
+def record(connection: Connection, job_id: str, seq: int, change: Record, now: datetime) -> RecordAck:
+    """Apply `change` unless it was applied before.
+
+    Raises:
+        IllegalTransition: the job is in a stage from which the path does not lead on.
+        Conflict: another record has that number.
+
+    """
+    job = open_job(connection, job_id, now)
+    sha256 = digest(change.model_dump(mode="json"))
+    known = connection.execute(
+        select(records).where(records.c.job_id == job_id, records.c.seq == seq)
+    ).one_or_none()
+    if known is not None:
+        if known.sha256 != sha256:
+            raise Conflict(f"job {job_id}: record {seq} was written before with other content", job_id=job_id, seq=seq)
+        return RecordAck(applied=False, freed=known.freed)
+    freed = _apply(job, change)
+    job.save()
+    key = {"job_id": job_id, "seq": seq, "product_id": job.product_id}
+    connection.execute(insert(records).values(key | {"sha256": sha256, "freed": freed, "at": now}))
+    return RecordAck(applied=True, freed=freed)
+
+
+def _apply(job: OpenJob, change: Record) -> bool:
+    """Write everything that the record says; return whether a seat or a lock became free."""
+    path = stages_to_go(job.stage, change.path)
+    for entry in change.entries:
+        job.event(entry.type, entry.message, entry.data, epoch=change.epoch)
+    _end_attempt(job, change)
+    for stage in path:
+        job.move(stage, epoch=change.epoch)
+    _project(job, change)
+    freed = _free(job, change)
+    if path:
+        _arrive(job, reached=path)
+    return freed
+
+
+def stages_to_go(present: Stage, path: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """Return the part of `path` that is still ahead of `present`, with a missing `building` put in.
+
+    The attempt itself may have brought the job to `building` before the workflow heard of it, or its word may have
+    been lost. `assigned` is never gone to: only a grant assigns.
+    """
+    if not path or _legal(present, path):
+        return path
+    if present in path:
+        behind = max(index for index, stage in enumerate(path) if stage == present)
+        if _legal(present, path[behind + 1 :]):
+            return path[behind + 1 :]
+    if present == Stage.ASSIGNED and _legal(present, (Stage.BUILDING, *path)):
+        return (Stage.BUILDING, *path)
+    if Stage.ASSIGNED in path:
+        raise IllegalTransition(
+            f"a job cannot be recorded as assigned from {present}: only a grant assigns",
+            start=str(present),
+            finish=str(Stage.ASSIGNED),
+        )
+    check_transition(present, path[0])
+    raise IllegalTransition(
+        f"a job cannot go {' → '.join((present, *path))}", start=str(present), finish=str(path[-1])
+    )
+
+
+def _legal(present: Stage, path: tuple[Stage, ...]) -> bool:
+    steps = zip((present, *path), path, strict=False)
+    return Stage.ASSIGNED not in path and all(finish in TRANSITIONS[start] for start, finish in steps)
+
+
+def _end_attempt(job: OpenJob, change: Record) -> None:
+    """Write outcome, result, verdict and usage of the record's attempt."""
+    known: dict[str, Any] = {}
+    if change.attempt_result is not None:
+        known["result"] = change.attempt_result
+        version = change.attempt_result.get("engine_version")
+        known |= {"engine_version": version} if version else {}
+    if change.verdict is not None:
+        known["verdict"] = change.verdict
+    if change.usage is not None:
+        known["usage"] = change.usage.model_dump(mode="json")
+    if known:
+        job.connection.execute(
+            update(runs).where(runs.c.job_id == job.id, runs.c.epoch == change.epoch).values(known)
+        )
+    if change.attempt_outcome is not None:
+        end_run(job, change.epoch, change.attempt_outcome, change.attempt_message)
+
+
+def _project(job: OpenJob, change: Record) -> None:
+    """Overwrite what the ledger shows for the job with what the record carries."""
+    shown = {
+        "verdict": change.verdict,
+        "candidate_sha": change.candidate_sha,
+        "base_sha": change.base_sha,
+        "shipped_ref": change.shipped_ref,
+        "approved_by": change.approved_by,
+        "commits": None if change.commits is None else list(change.commits),
+        "conditions": None if change.conditions is None else [c.model_dump(mode="json") for c in change.conditions],
+    }
+    job.set(**{name: value for name, value in shown.items() if value is not None})
+    if change.checkpoint_sha:
+        job.set(checkpoint_sha=change.checkpoint_sha, checkpoint_epoch=change.epoch)
+    if change.exclude_factory and job.row.last_factory:
+        job.set(excluded_factories=[job.row.last_factory])
+
+
+def _free(job: OpenJob, change: Record) -> bool:
+    """Free seat and locks as the record says; a job that waits or has ended never keeps a seat."""
+    resting = job.stage == Stage.QUEUED or job.stage in ENDED
+    freed = False
+    lease = held_lease(job.connection, job.id) if change.end_lease or resting else None
+    if lease is not None:
+        freed = end_lease(job.connection, lease, "ended", job.now)
+        end_run(job, lease.epoch, "cancelled", "its job went on without it")
+    if change.release_locks or job.stage in ENDED:
+        freed = release_locks(job.connection, job.id) > 0 or freed
+    return freed
+
+
+def _arrive(job: OpenJob, reached: tuple[Stage, ...]) -> None:
+    """Write what comes with the stage that the job is in now, and tell the jobs that wait for it."""
+    if job.stage == Stage.QUEUED:
+        job.set(queued_at=job.now, held=job.row.held or "workflow", candidate_sha="", verdict=None)
+    if job.stage in ENDED:
+        job.set(ended_at=job.now)
+        drop_signals(job.connection, job.id)
+        signal_children(job)
+    elif Stage.TESTING in reached:
+        signal_children(job, only_until="testing")
+
+
+# --- requeue ------------------------------------------------------------------------------------------------------
+
+
+def requeue(connection: Connection, job_id: str, now: datetime, by: str, note: str) -> int:
+    """Begin another life of a job that failed; return the number of that life.
+
+    Raises:
+        IllegalTransition: the job ended for good.
+        IllegalAction: the job has not ended; its workflow takes the action.
+
+    """
+    job = open_job(connection, job_id, now)
+    if job.stage not in ENDED:
+        raise IllegalAction(
+            f"job {job_id} is {job.stage}: it has not ended, so its workflow requeues it",
+            action="requeue",
+            job_id=job_id,
+            stage=str(job.stage),
+        )
+    check_transition(job.stage, Stage.QUEUED)
+    told = f"requeued by {by or 'an operator'}" + (f": {note}" if note else "")
+    job.event("decision.requeue", told, {"by": by, "reason": note})
+    job.move(Stage.QUEUED)
+    ready = parents_state(connection, job_id).outcome == "ready"
+    life = job.row.life + 1
+    job.set(life=life, note=note, conditions=[], held=None if ready else "parents", reclaims=0, ended_at=None)
+    job.set(queued_at=now, candidate_sha="", verdict=None, excluded_factories=[])
+    job.save()
+    enqueue_start(connection, job_id=job_id, product_id=job.product_id, life=life, now=now)
+    signal_children(job)
+    return life
