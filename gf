@@ -16,7 +16,7 @@ fail() {
     exit 69 # EX_UNAVAILABLE: something that this machine must have is missing
 }
 
-# --- the quick path: four forks, no Python -----------------------------------------------------------------------------
+# --- the quick path: a few forks, no Python -------------------------------------------------------
 
 find_root() { # Set root to the checkout's directory, whatever links lead to this file.
     script=$0
@@ -130,7 +130,8 @@ begin() { # $1: name of the lock. Everything after this is undone by clean_up wh
     trap 'exit 130' INT
     trap 'exit 143' TERM
     # What a user set for their own installs must not redirect ours.
-    unset PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV PIP_ROOT PIP_DRY_RUN PYTHONHOME PYTHONPATH
+    unset PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV PIP_ROOT PIP_DRY_RUN PIP_CONSTRAINT \
+        PYTHONHOME PYTHONPATH
     PIP_DISABLE_PIP_VERSION_CHECK=1
     export PIP_DISABLE_PIP_VERSION_CHECK
 }

@@ -50,7 +50,7 @@ class LedgerSteps:
     async def write_record(self, request: WriteRequest) -> None:
         """Write one decision; idempotent by (job, seq). An illegal stage change is a bug and is not retried."""
         try:
-            ack = await self._ledger.record(request.job_id, request.seq, request.record, now=_now())
+            ack = await self._ledger.record(request.job_id, request.seq, request.record, _now())
         except GigafactoryError as error:
             raise_activity_error(error)
         if ack.freed or request.record.path:
@@ -59,7 +59,7 @@ class LedgerSteps:
     @activity.defn
     async def hold(self, request: HoldRequest) -> None:
         """Keep the job out of admission until it is routed again; idempotent."""
-        await self._ledger.hold(request.job_id, request.reason, now=_now())
+        await self._ledger.hold(request.job_id, request.reason, _now())
 
     @activity.defn
     async def resolve_parents(self, request: JobRef) -> ParentsReply:
@@ -70,27 +70,30 @@ class LedgerSteps:
     @activity.defn
     async def route(self, request: JobRef) -> RouteReply:
         """Ask for a seat; returns the living grant when there is one already."""
-        grant = await self._ledger.route(request.job_id, now=_now())
+        grant = await self._ledger.route(request.job_id, _now())
         self._wake()
         return RouteReply(grant=grant)
 
     @activity.defn
     async def reclaim(self, request: ReclaimRequest) -> ReclaimReply:
         """Mark an epoch lost, unless its result was accepted before: then return that result. Idempotent."""
-        lost = await self._ledger.mark_lost(
-            request.job_id, request.epoch, request.reason, "", now=_now(), certificate=None, tell_workflow=False
-        )
+        lost = await self._ledger.mark_lost(request.job_id, request.epoch, request.reason, "", _now(), notify=False)
         if lost:
             self._wake()
             return ReclaimReply()
         accepted = await self._ledger.accepted_result(request.job_id, request.epoch)
-        return ReclaimReply(accepted=BuildResult.model_validate(accepted) if accepted else None)
+        if accepted is None or accepted.result is None:
+            return ReclaimReply()
+        return ReclaimReply(accepted=BuildResult.model_validate(accepted.result))
 
     @activity.defn
     async def place_step(self, request: PlaceRequest) -> PlaceReply:
         """Name a living factory that can reach the job's candidate; reads only."""
-        factory = await self._ledger.place_step(request.job_id, avoid=request.avoid, now=_now())
-        return PlaceReply(factory=factory or "")
+        host = (await self._ledger.job(request.job_id)).repository.get("host")
+        living = [row for row in await self._ledger.factories() if row.state in ("online", "draining")]
+        reachable = [row for row in living if host in (None, row.host)]
+        reachable.sort(key=lambda row: (row.name == request.avoid, row.state != "online", row.busy, row.name))
+        return PlaceReply(factory=reachable[0].name if reachable else "")
 
 
 def raise_activity_error(error: GigafactoryError) -> NoReturn:

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
+import structlog
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
 from core.attempt import workflow_id
-from core.job import Stage
-from core.job_messages import ReconcileReply
+from core.errors import IllegalTransition
+from core.job import FailureKind, Stage
+from core.job_messages import RECORDS_PER_LIFE, JobOutcome, ReconcileReply
 from core.lifecycle import Entry, Record
 from store.ledger import Ledger
 from store.views import UnfinishedJob
 
+log = structlog.get_logger(__name__)
+
+PAGE: Final = 200
 YOUNG: Final = timedelta(seconds=15)
 """A job this fresh may still be on its way through the outbox or through its last record."""
 MENDED_SEQ: Final = 900_000
@@ -44,42 +49,63 @@ class Reconciler:
     async def reconcile(self) -> ReconcileReply:
         """Run one pass over all unfinished jobs."""
         now = datetime.now(UTC)
-        restarted: list[str] = []
-        failed: list[str] = []
-        jobs = await self._ledger.unfinished_jobs(updated_before=now - YOUNG)
-        for job in jobs:
-            status = await self._status(job)
-            if status is None or status == WorkflowExecutionStatus.COMPLETED:
-                if await self._ledger.enqueue_start(job.id, now=now):
-                    restarted.append(job.id)
-            elif status in DEAD:
-                await self._give_up(job, DEAD[status], now)
-                failed.append(job.id)
-        freed = await self._ledger.recount_seats(now=now)
+        reply = ReconcileReply()
+        after = ""
+        while page := await self._ledger.unfinished_jobs(limit=PAGE, after=after):
+            for job in page:
+                if not job.start_pending and job.updated_at < now - YOUNG:
+                    reply = await self._mend(job, reply, now)
+            after = page[-1].job_id
+            reply = reply.model_copy(update={"checked": reply.checked + len(page)})
+            activity.heartbeat(reply.checked)
+        corrections = await self._ledger.recount_seats()
         self._wake()
-        return ReconcileReply(checked=len(jobs), restarted=tuple(restarted), failed=tuple(failed), freed_seats=freed)
+        return reply.model_copy(update={"freed_seats": len(corrections)})
 
-    async def _status(self, job: UnfinishedJob) -> WorkflowExecutionStatus | None:
-        """Return the state of the job's latest workflow; None when there is none."""
-        handle = self._client.get_workflow_handle(workflow_id(job.product_id, job.id))
-        try:
-            return (await handle.describe()).status
-        except RPCError as error:
-            if error.status == RPCStatusCode.NOT_FOUND:
-                return None
-            raise
+    async def _mend(self, job: UnfinishedJob, reply: ReconcileReply, now: datetime) -> ReconcileReply:
+        """Compare one job with its workflow; return the reply with what was done."""
+        handle = self._client.get_workflow_handle(workflow_id(job.product_id, job.job_id), result_type=JobOutcome)
+        status = await _status(handle)
+        if status == WorkflowExecutionStatus.COMPLETED:
+            outcome = await handle.result()
+            await self._write(job, outcome.stage, "its workflow had ended already", now, outcome.commits)
+            return reply
+        if status is None:
+            await self._write(job, Stage.FAILED, "its workflow was missing; a new life begins", now)
+            await self._ledger.requeue(job.job_id, now, by="reconciler", note="")
+            return reply.model_copy(update={"restarted": (*reply.restarted, job.job_id)})
+        if status in DEAD:
+            message = f"its workflow {DEAD[status]}; `gf requeue {job.job_id}` goes on from the last checkpoint"
+            await self._write(job, Stage.FAILED, message, now)
+            return reply.model_copy(update={"failed": (*reply.failed, job.job_id)})
+        return reply
 
-    async def _give_up(self, job: UnfinishedJob, how: str, now: datetime) -> None:
-        """The workflow ended behind the ledger's back: end the job where people see it, and free what it holds."""
-        message = f"the job's workflow {how}; nothing is lost: `gf requeue {job.id}` goes on from the last checkpoint"
+    async def _write(
+        self, job: UnfinishedJob, stage: Stage, message: str, now: datetime, commits: tuple[str, ...] = ()
+    ) -> None:
+        """End the job where people see it, and free what it holds."""
         record = Record(
-            path=(Stage.FAILED,),
+            path=(stage,),
             epoch=job.epoch,
-            entries=(Entry(type="job.failed", message=message, data={"failure": "workflow_gone"}),),
+            entries=(Entry(type="job.mended", message=message, data={"stage": stage}),),
             conditions=(),
-            attempt_outcome="crash",
+            commits=commits or None,
+            attempt_outcome=FailureKind.CRASH if stage == Stage.FAILED and job.epoch else None,
             attempt_message=message,
             end_lease=True,
             release_locks=True,
         )
-        await self._ledger.record(job.id, job.life * 1_000_000 + MENDED_SEQ, record, now=now)
+        try:
+            await self._ledger.record(job.job_id, job.life * RECORDS_PER_LIFE + MENDED_SEQ, record, now)
+        except IllegalTransition as error:
+            log.error("reconcile.illegal", job_id=job.job_id, error=error.message)  # noqa: TRY400 - expected, named
+
+
+async def _status(handle: WorkflowHandle[Any, JobOutcome]) -> WorkflowExecutionStatus | None:
+    """Return the state of the job's latest workflow; None when there is none."""
+    try:
+        return (await handle.describe()).status
+    except RPCError as error:
+        if error.status == RPCStatusCode.NOT_FOUND:
+            return None
+        raise

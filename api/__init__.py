@@ -1,1 +1,1 @@
-"""The control plane over HTTP: routes, authentication, live streams, web pages. Does I/O: HTTP, the ledger, Temporal."""
+"""The control plane over HTTP: routes, authentication, live streams. Does I/O: HTTP, the ledger, Temporal."""

@@ -20,12 +20,12 @@ import uvicorn
 from api.app import create_app
 from api.backend import Backend
 from api.background import Dispatcher, TemporalLink
+from api.shelf import ProfileShelf
 from api.tokens import ensure_tokens
 from core.errors import GigafactoryError
 from core.settings import Settings
 from store import open_ledger
 from store.logging_setup import configure_logging
-from store.profile_files import load_profiles
 from store.settings_source import read_settings
 
 log = structlog.get_logger(__name__)
@@ -74,7 +74,7 @@ async def serve(settings: Settings) -> int:
 async def running_backend(settings: Settings) -> AsyncIterator[Backend]:
     """Open the ledger, start what runs beside the requests, and stop it all again."""
     tokens = ensure_tokens(settings.home)
-    ledger = await open_ledger(settings)
+    ledger = open_ledger(settings)
     temporal = TemporalLink(ledger, settings)
     dispatcher = Dispatcher(ledger, temporal, settings)
     backend = Backend(
@@ -83,7 +83,7 @@ async def running_backend(settings: Settings) -> AsyncIterator[Backend]:
         tokens=tokens,
         temporal=temporal,
         dispatcher=dispatcher,
-        profiles=load_profiles(),
+        shelf=ProfileShelf(settings.home),
         user_name=_user_name(),
     )
     loops = [

@@ -64,9 +64,7 @@ def create_app(backend: Backend) -> FastAPI:
 def openapi_document(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document; made once, then kept."""
     if app.openapi_schema is None:
-        document = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
-        )
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         for path in document["paths"].values():
             for operation in path.values():
                 content = operation["responses"]["default"]["content"]

@@ -1,4 +1,4 @@
-"""Captured files of attempts: received from factories, kept under `<home>/artifacts`, found again. *Does I/O: files.*"""
+"""Captured files of attempts: received from factories, kept in `<home>/artifacts`, found again. *Does I/O: files.*"""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def find_artifact(ledger: Ledger, job_id: str, path: str, *, epoch: int | 
         NotFound: there is no such job or file.
 
     """
-    await ledger.latest(job_id)
+    await ledger.latest_ids(job_id)
     found = [
         artifact
         for artifact in await ledger.artifacts(job_id)
@@ -87,5 +87,7 @@ async def find_artifact(ledger: Ledger, job_id: str, path: str, *, epoch: int | 
     ]
     if not found:
         which = f" epoch {epoch}" if epoch is not None else ""
-        raise NotFound(f"job {job_id}{which} has no artifact {path}", hint=f"GET /fleet/jobs/{job_id}/artifacts lists them")
+        raise NotFound(
+            f"job {job_id}{which} has no artifact {path}", hint=f"GET /fleet/jobs/{job_id}/artifacts lists them"
+        )
     return max(found, key=lambda artifact: artifact.epoch)

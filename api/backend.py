@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +15,10 @@ from starlette.requests import Request
 
 from api.background import Dispatcher
 from api.ids import JobIds
+from api.shelf import ProfileShelf
 from api.sse import Wakeups
 from api.tokens import Tokens
 from core.job_messages import ActReply
-from core.profile import Profile
 from core.settings import Settings
 from store.ledger import Ledger
 from store.views import JobView
@@ -28,9 +27,7 @@ from store.views import JobView
 class JobActions(Protocol):
     """Brings actions to job workflows; `workflows.job_client.JobClient` in the product."""
 
-    async def act(
-        self, job: JobView, action: str, *, sha: str = "", reason: str = "", by: str = ""
-    ) -> ActReply:
+    async def act(self, job: JobView, action: str, *, sha: str = "", reason: str = "", by: str = "") -> ActReply:
         """Bring `action` to `job`."""
 
 
@@ -54,7 +51,7 @@ class Backend:
     tokens: Tokens
     temporal: Temporal
     dispatcher: Dispatcher
-    profiles: Mapping[str, Profile]
+    shelf: ProfileShelf
     user_name: str = "local"
     wakeups: Wakeups = field(default_factory=Wakeups)
     ids: JobIds = field(default_factory=JobIds)

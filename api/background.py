@@ -27,8 +27,6 @@ log = structlog.get_logger(__name__)
 
 CONNECT_PAUSE_S: Final = 0.5
 HEALTH_TIMEOUT_S: Final = 2.0
-FACTORY_BEATS: Final = 3
-"""A factory that missed this many heartbeats is taken for offline."""
 
 Connector = Callable[[], Awaitable[Client]]
 
@@ -104,7 +102,6 @@ class Dispatcher:
         self._ledger = ledger
         self._temporal = temporal
         self._pause_s = settings.outbox_retry_s
-        self._silence_s = max(FACTORY_BEATS * settings.factory_beat_s, 1.0)
         self._wanted = asyncio.Event()
         self._undelivered = asyncio.Event()
 
@@ -130,8 +127,8 @@ class Dispatcher:
     async def _hand_out(self, woken: bool) -> None:
         now = datetime.now(UTC)
         if not woken:
-            await self._ledger.sweep_factories(now=now, ttl_s=self._silence_s)
-        await self._ledger.dispatch(now=now)
+            await self._ledger.sweep_factories(now)
+        await self._ledger.dispatch(now)
 
     async def _careful(self, work: Awaitable[object], event: str) -> None:
         """Await `work`; an error is logged and tried again at the next pass, because this loop must never end."""

@@ -60,7 +60,7 @@ class JobDocument(JobView):
     waiting: Waiting | None = None
     """What it waits for; null when it has ended or something is running."""
     workflow_id: str
-    links: dict[str, str] = {}
+    links: dict[str, str] = Field(default_factory=dict)
     """`temporal`: the job in Temporal's own Web UI, when that runs."""
 
 

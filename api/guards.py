@@ -65,9 +65,7 @@ class RequestScope:
                 headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(
-            request_id=request_id, method=scope["method"], path=scope["path"]
-        ):
+        with structlog.contextvars.bound_contextvars(request_id=request_id, method=scope["method"], path=scope["path"]):
             try:
                 await self._app(scope, receive, send_with_id)
             except Exception:

@@ -8,27 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from activities.repository import resolve_repository
 from api.backend import Backend, utc_now
-from core.errors import FieldProblem, GigafactoryError, InvalidInput, InvalidManifest
-from core.field_problems import line_of
+from core.engine_classes import ENGINE_CLASSES
+from core.errors import FieldProblem, InvalidInput, InvalidManifest
+from core.field_problems import line_of, merged
 from core.job import Dependency, JobSpec, Repository
-from core.manifest import ParsedManifest, read_manifest, read_manifest_object
+from core.manifest import ParsedManifest, invalid, read_manifest, read_manifest_object
+from core.profile import Profile
 from core.resolution import Policy, Resolution, build_spec, resolve_by_name
-from engines import check_body
+from engines import Engine, body_problems, read_catalogue
 from store.messages import Submission
 from store.views import Submitted
 
 KEY_PREFIX: Final = "key:"
 """A dependency may name another job by its idempotency key."""
 MAX_JOBS: Final = 500
+PARALLEL_PLACES: Final = 4
+"""Repositories that are looked at side by side: each look starts git a few times."""
 
 
 class JobInput(BaseModel):
@@ -56,6 +61,11 @@ class Draft:
     def key(self) -> str | None:
         """Return the idempotency key."""
         return self.resolution.idempotency_key
+
+    @property
+    def spec(self) -> JobSpec:
+        """Return the snapshot, in which parents may still be named by their keys."""
+        return build_spec(self.resolution, self.repository)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,29 +106,189 @@ async def prepare(backend: Backend, jobs: Sequence[JobInput], *, key: str | None
         InvalidManifest: every mistake of every job.
 
     """
-    policy = await policy_of(backend)
-    checked = [_attempt(lambda job=job: _resolve(backend, job, policy)) for job in jobs]  # type: ignore[misc]
-    _raise_all(jobs, [error for _, error in checked])
-    resolved = [value for value, _ in checked if value is not None]
+    known = await _known(backend)
+    found = await asyncio.to_thread(lambda: [_complaint_of(partial(_resolve, known, job)) for job in jobs])
+    resolved = _all_or_raise(jobs, found)
     if key is not None:
         resolved = [_with_key(resolved, key)]
-    placed = await asyncio.gather(
-        *(_place(backend, job, found) for job, (_, found) in zip(jobs, resolved, strict=True)), return_exceptions=True
+    turns = asyncio.Semaphore(PARALLEL_PLACES)
+    answers = await asyncio.gather(
+        *(_place(backend, job, read, turns) for job, read in zip(jobs, resolved, strict=True)),
+        return_exceptions=True,
     )
-    _raise_all(jobs, [_expected(answer) for answer in placed])
+    placed = _all_or_raise(jobs, answers)
     return tuple(
         Draft(backend.ids.next_id(), job, parsed, resolution, repository)
         for job, (parsed, resolution), repository in zip(jobs, resolved, placed, strict=True)
-        if isinstance(repository, Repository)
     )
 
 
-async def policy_of(backend: Backend) -> Policy:
-    """Return what jobs may do here; engines are known by name, by a YAML file, or because a factory offers them."""
+# --- one job ------------------------------------------------------------------------------------------------------
+
+Read = tuple[ParsedManifest, Resolution]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a job file may name."""
+
+    profiles: Mapping[str, Profile]
+    engines: Mapping[str, Engine]
+    policy: Policy
+
+
+async def _known(backend: Backend) -> Known:
+    """Return what jobs may name; an engine is known by name, by its description, or because a factory offers it."""
     settings = backend.settings
-    directory = settings.engines_dir or settings.home / "engines"
-    described = {path.stem for path in directory.glob("*.yaml")}
+    described = (await asyncio.to_thread(read_catalogue, settings.engines_dir or settings.home / "engines")).engines
     offered = {station.engine for factory in await backend.ledger.factories() for station in factory.stations}
-    return Policy(
-        allow_base=settings.allow_base, allow_yolo=settings.allow_yolo, engines=tuple(sorted(described | offered))
+    policy = Policy(
+        allow_base=settings.allow_base,
+        allow_yolo=settings.allow_yolo,
+        engines=tuple(sorted(offered | described.keys())),
     )
+    return Known(backend.shelf.profiles(), described, policy)
+
+
+def _resolve(known: Known, job: JobInput) -> Read:
+    """Read a job and lay it over its profile."""
+    place = {"source": job.source, "base_dir": job.cwd_base, "home_dir": str(Path.home())}
+    if isinstance(job.manifest, str):
+        parsed = read_manifest(job.manifest, **place)
+    else:
+        parsed = read_manifest_object(job.manifest, **place)
+    wrong_body = tuple(_wrong_body(known, parsed))
+    try:
+        resolution = resolve_by_name(parsed, known.profiles, known.policy)
+    except InvalidManifest as error:
+        raise invalid(job.source, merged(error.problems, wrong_body)) from None
+    if wrong_body:
+        raise invalid(job.source, wrong_body)
+    return parsed, resolution
+
+
+def _wrong_body(known: Known, parsed: ParsedManifest) -> Iterator[FieldProblem]:
+    """Yield what the job's engine says against its body, where only one engine can be meant."""
+    manifest = parsed.manifest
+    profile = known.profiles.get(manifest.profile or "")
+    engine_class = manifest.engine_class or (profile.engine_class if profile else None)
+    names = (manifest.engine,) if manifest.engine else ENGINE_CLASSES.get(engine_class or "", ())
+    meant = [known.engines[name] for name in names if name in known.engines]
+    if len(meant) != 1 or not parsed.body.strip():
+        return
+    for problem in body_problems(meant[0], parsed.body):
+        in_file = parsed.body_line is not None and problem.line is not None
+        line = parsed.body_line + problem.line - 1 if in_file else problem.line  # type: ignore[operator]
+        yield replace(problem, line=line)
+
+
+async def _place(backend: Backend, job: JobInput, read: Read, turns: asyncio.Semaphore) -> Repository:
+    """Find out where the job starts and where it goes to."""
+    parsed, resolution = read
+    try:
+        async with turns:
+            return await resolve_repository(
+                cwd=resolution.cwd,
+                repo=resolution.repo,
+                base=resolution.base,
+                home=backend.settings.home,
+                host=socket.gethostname(),
+                include_dirty=job.include_dirty,
+            )
+    except InvalidInput as error:
+        problems = tuple(replace(p, line=p.line or line_of(p.path, parsed.lines)) for p in error.problems)
+        raise invalid(job.source, problems) from None
+
+
+def _with_key(read: Sequence[Read], key: str) -> Read:
+    """Return the only job with the key of the request's header."""
+    problem = ""
+    own = read[0][1].idempotency_key
+    if len(read) != 1:
+        problem = "names one job, but the request has several: write `idempotency-key` into each file instead"
+    elif own not in (None, key):
+        problem = f"is not the job's own idempotency-key {own!r}"
+    if problem:
+        raise InvalidManifest(f"the idempotency key {problem}", (FieldProblem("idempotency-key", problem, key),))
+    parsed, resolution = read[0]
+    values = resolution.values | {"idempotency_key": key}
+    return parsed, resolution.model_copy(update={"values": values})
+
+
+async def _submission(backend: Backend, draft: Draft, drafts: Sequence[Draft], by: str) -> Submission:
+    """Return what the ledger keeps of the job: snapshot, manifest as written, where every value came from."""
+    spec = draft.spec
+    deps = tuple([await _dependency(backend, draft, index, drafts) for index in range(len(spec.deps))])
+    profile = backend.shelf.profiles().get(spec.profile.name) if spec.profile else None
+    documents = {
+        "manifest": draft.given.manifest,
+        "source": draft.given.source,
+        "provenance": [row.model_dump(mode="json") for row in draft.resolution.provenance],
+        "profile": profile.model_dump(mode="json", by_alias=True) if profile else None,
+    }
+    return Submission(
+        job_id=draft.job_id,
+        spec=spec.model_copy(update={"deps": deps}),
+        canonical=draft.resolution.canonical,
+        documents=documents,
+        idempotency_key=draft.key,
+        submitted_by=by,
+    )
+
+
+async def _dependency(backend: Backend, draft: Draft, index: int, drafts: Sequence[Draft]) -> Dependency:
+    """Return a parent by its id: `key:` names a job of this request, else one that the ledger has."""
+    dependency = draft.resolution.dependencies[index]
+    if not dependency.job_id.startswith(KEY_PREFIX):
+        return dependency
+    key = dependency.job_id.removeprefix(KEY_PREFIX)
+    product = draft.resolution.values["product_id"]
+    here = [d.job_id for d in drafts if d.key == key and d.resolution.values["product_id"] == product]
+    found = here[0] if here else await backend.ledger.job_of_key(product, key)
+    if found is None:
+        path = f"deps[{index}]"
+        problem = FieldProblem(
+            path,
+            "no job has this idempotency key",
+            dependency.job_id,
+            "the key of a job of the same product, in this request or submitted before",
+            line=line_of(path, draft.parsed.lines),
+        )
+        raise invalid(draft.given.source, (problem,))
+    return dependency.model_copy(update={"job_id": found})
+
+
+# --- all mistakes of all jobs -------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+def _complaint_of(work: Callable[[], T]) -> T | InvalidInput:
+    """Return what `work` gives, or what it says against the job."""
+    try:
+        return work()
+    except InvalidInput as error:
+        return error
+
+
+def _all_or_raise(jobs: Sequence[JobInput], answers: Sequence[T | BaseException]) -> list[T]:
+    """Return all answers if none is an error.
+
+    Complaints about several jobs are raised as one, and each path then begins with its file.
+    """
+    good: list[T] = []
+    complaints: list[tuple[str, InvalidInput]] = []
+    for index, (job, answer) in enumerate(zip(jobs, answers, strict=True)):
+        if isinstance(answer, InvalidInput):
+            complaints.append((job.source or f"jobs[{index}]", answer))
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            good.append(answer)
+    if complaints and len(jobs) == 1:
+        raise complaints[0][1]
+    if complaints:
+        problems = tuple(replace(p, path=f"{name}: {p.path}") for name, error in complaints for p in error.problems)
+        files = ", ".join(name for name, _ in complaints)
+        raise InvalidManifest(f"nothing was started; not valid: {files}", problems, hint=complaints[0][1].hint)
+    return good

@@ -105,9 +105,7 @@ def headers_for(status: int) -> dict[str, str]:
 async def on_expected_error(request: Request, error: Exception) -> Response:
     """Answer an expected error of ours."""
     assert isinstance(error, GigafactoryError)
-    return ProblemResponse(
-        problem_of_error(error) | _request_id(request), headers=headers_for(type(error).status)
-    )
+    return ProblemResponse(problem_of_error(error) | _request_id(request), headers=headers_for(type(error).status))
 
 
 async def on_invalid_request(request: Request, error: Exception) -> Response:

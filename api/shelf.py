@@ -33,6 +33,8 @@ class ProfileShelf:
         return self._profiles
 
     def _look(self) -> Signature:
-        files = [path for directory in self._directories if directory.is_dir() for path in sorted(directory.glob("*.md"))]
+        files = [
+            path for directory in self._directories if directory.is_dir() for path in sorted(directory.glob("*.md"))
+        ]
         stats = [(path, path.stat()) for path in files]
         return tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in stats)

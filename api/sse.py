@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, TypeVar
 from core.errors import FieldProblem, InvalidInput
 from core.lifecycle import ENDED
 from store.ledger import Ledger
-from store.views import EventView, LogView
+from store.views import EventView, LatestIds, LogView
 
 BATCH: Final = 500
 POLL_S: Final = 0.25
@@ -110,14 +110,14 @@ class JobStream:
             sent_at, caught_up = time.monotonic(), False
             while True:
                 changed.clear()
-                job = await self._ledger.job(job_id)
-                position, rows = await self._read(job_id, position)
+                latest = await self._ledger.latest_ids(job_id)
+                position, rows = await self._read(job_id, position, latest)
                 if rows:
                     yield b"".join(rows)
                     sent_at, caught_up = time.monotonic(), False
                     continue
-                if job.stage in ENDED:
-                    yield _frame("end", position, json.dumps({"id": job_id, "stage": job.stage}))
+                if latest.stage in ENDED:
+                    yield _frame("end", position, json.dumps({"id": job_id, "stage": latest.stage}))
                     return
                 if not follow or self._stopping.is_set():
                     return
@@ -127,10 +127,14 @@ class JobStream:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), POLL_S)
 
-    async def _read(self, job_id: str, start: Position) -> tuple[Position, list[bytes]]:
+    async def _read(self, job_id: str, start: Position, latest: LatestIds) -> tuple[Position, list[bytes]]:
         """Return the frames of the next batch after `start`, and the position behind it."""
-        events = await self._ledger.events(job_id, after_seq=start.event_seq, limit=BATCH)
-        logs = await self._ledger.read_logs(job_id, after_id=start.log_id, limit=BATCH)
+        events: Sequence[EventView] = ()
+        logs: Sequence[LogView] = ()
+        if latest.event_seq > start.event_seq:
+            events = await self._ledger.events(job_id, after_seq=start.event_seq, limit=BATCH)
+        if latest.log_id > start.log_id:
+            logs = await self._ledger.read_logs(job_id, after_id=start.log_id, limit=BATCH)
         position, frames = start, list[bytes]()
         for row in in_order(events, logs):
             if isinstance(row, EventView):

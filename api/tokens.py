@@ -6,6 +6,7 @@ write to. Each is 256 random bits with a prefix that tells people and secret sca
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from dataclasses import dataclass
@@ -52,10 +53,8 @@ def _ensure(path: Path, prefix: str) -> str:
         try:
             with os.fdopen(descriptor, "w") as file:
                 file.write(f"{prefix}{secrets.token_urlsafe(32)}\n")
-            try:
-                os.link(draft, path)  # fails when another process was first: its token stands
-            except FileExistsError:
-                pass
+            with contextlib.suppress(FileExistsError):  # another process was first: its token stands
+                os.link(draft, path)
         finally:
             draft.unlink()
     token = path.read_text().strip()

@@ -53,9 +53,7 @@ def _ships_by_itself(job: JobView) -> bool:
 
 def _blocked(job: JobView, condition: Condition) -> Waiting:
     if condition.reason in ("backoff", "usage_limit"):
-        return Waiting(
-            kind="time", message=condition.message, command=f"gf requeue {job.id}", until=condition.until
-        )
+        return Waiting(kind="time", message=condition.message, command=f"gf requeue {job.id}", until=condition.until)
     if condition.reason in ("parents", "parent_failed"):
         return Waiting(kind="parents", message=condition.message)
     if condition.reason == "capacity":

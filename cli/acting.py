@@ -1,4 +1,4 @@
-"""Commands that decide about jobs: ship, approve, reject, requeue, cancel, pause, resume. *Does I/O: HTTP, terminal.*"""
+"""Commands that decide about jobs: ship, approve, reject, requeue, cancel and the like. *Does I/O: HTTP, terminal.*"""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ NAMES_CANDIDATE = ("ship", "approve")
 def act(action: str, job_ids: list[str], *, sha: str, reason: str, as_json: bool) -> ExitCode:
     """Bring `action` to each job; the exit code is that of the first refusal.
 
-    With several jobs each is tried, whatever happened to those before.
+    With several jobs each is tried, whatever happened to those before. As JSON, one job gives the API's answer, several
+    give `{"jobs": […]}`.
     """
     client = connect()
     taken: list[dict[str, Any]] = []
@@ -32,7 +33,7 @@ def act(action: str, job_ids: list[str], *, sha: str, reason: str, as_json: bool
         if not as_json:
             output.say(f"{job_id}  {action} taken; it is {reply['stage']}")
     if as_json:
-        output.document({"jobs": taken})
+        output.document(taken[0] if len(job_ids) == 1 else {"jobs": taken})
     return code
 
 

@@ -141,7 +141,7 @@ def factories(as_json: Json = False) -> int:
     return listing.factories(as_json=as_json)
 
 
-# --- jobs: in -----------------------------------------------------------------------------------------------------------
+# --- jobs: in ---------------------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -162,9 +162,7 @@ def run(
 
 @app.command()
 @guarded
-def submit(
-    files: Files, include_dirty: Dirty = False, idempotency_key: Key = None, as_json: Json = False
-) -> int:
+def submit(files: Files, include_dirty: Dirty = False, idempotency_key: Key = None, as_json: Json = False) -> int:
     """Submit job files and return. Either all of them are valid, or none starts."""
     from cli import submitting  # noqa: PLC0415
 
@@ -180,7 +178,7 @@ def explain(file: Annotated[str, typer.Argument(metavar="FILE", help="A job file
     return explaining.explain(file, as_json=as_json)
 
 
-# --- jobs: look -----------------------------------------------------------------------------------------------------------
+# --- jobs: look -------------------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -244,7 +242,7 @@ def why(job_id: Job, as_json: Json = False) -> int:
     return story.why(job_id, as_json=as_json)
 
 
-# --- jobs: decide -----------------------------------------------------------------------------------------------------------
+# --- jobs: decide -----------------------------------------------------------------------------------------------------
 
 
 def _act(action: str, job_ids: list[str], *, as_json: bool, sha: str = "", reason: str = "") -> int:
@@ -302,7 +300,7 @@ def resume(job_ids: Jobs, reason: Reason = "", as_json: Json = False) -> int:
     return _act("resume", job_ids, reason=reason, as_json=as_json)
 
 
-# --- work on Gigafactory itself -------------------------------------------------------------------------------------------
+# --- work on Gigafactory itself ---------------------------------------------------------------------------------------
 
 
 @app.command(context_settings=PASS_THROUGH)

@@ -41,6 +41,23 @@ class ServerEvent(NamedTuple):
     data: dict[str, Any]
 
 
+class Call(NamedTuple):
+    """One request."""
+
+    method: str
+    path: str
+    query: Mapping[str, object]
+    body: object = None
+    headers: Mapping[str, str] = {}
+    timeout_s: float = TIMEOUT_S
+
+    @property
+    def target(self) -> str:
+        """Return path and query."""
+        given = {key: value for key, value in self.query.items() if value is not None}
+        return self.path + (f"?{urlencode(given, doseq=True)}" if given else "")
+
+
 class Client:
     """Calls the API at `target` and returns the JSON that it answers."""
 
@@ -53,15 +70,15 @@ class Client:
 
     def get(self, path: str, **query: object) -> Any:
         """GET `path`; query values that are None are left out."""
-        return self._call("GET", path, query, None, {})
+        return self._call(Call("GET", path, query))
 
     def post(self, path: str, body: object, *, headers: Mapping[str, str] | None = None) -> Any:
         """POST `body` as JSON to `path`."""
-        return self._call("POST", path, {}, body, headers or {})
+        return self._call(Call("POST", path, {}, body, headers or {}))
 
     def text(self, path: str) -> str:
         """GET `path` as text."""
-        connection, response = self._open("GET", path, {}, None, {}, TIMEOUT_S)
+        connection, response = self._open(Call("GET", path, {}))
         try:
             return self._read(response).decode("utf-8", "replace")
         finally:
@@ -75,7 +92,8 @@ class Client:
 
         """
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_event_id} if last_event_id else {})
-        connection, response = self._open("GET", path, query, None, headers, STREAM_TIMEOUT_S)
+        call = Call("GET", path, query, headers=headers, timeout_s=STREAM_TIMEOUT_S)
+        connection, response = self._open(call)
         try:
             yield from _parse_events(response)
         except (OSError, http.client.HTTPException) as error:
@@ -83,10 +101,8 @@ class Client:
         finally:
             connection.close()
 
-    def _call(
-        self, method: str, path: str, query: Mapping[str, object], body: object, headers: Mapping[str, str]
-    ) -> Any:
-        connection, response = self._open(method, path, query, body, headers, TIMEOUT_S)
+    def _call(self, call: Call) -> Any:
+        connection, response = self._open(call)
         try:
             raw = self._read(response)
             return json.loads(raw) if raw else None
@@ -101,26 +117,16 @@ class Client:
         except (OSError, http.client.HTTPException) as error:
             raise NotRunning(f"the API at {self._url} broke off its answer: {error}") from error
 
-    def _open(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, object],
-        body: object,
-        headers: Mapping[str, str],
-        timeout_s: float,
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        given = {key: value for key, value in query.items() if value is not None}
-        target = self._prefix + path + (f"?{urlencode(given, doseq=True)}" if given else "")
+    def _open(self, call: Call) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=timeout_s)
-        sent = {"Authorization": f"Bearer {self._token}", **headers}
+        connection = kind(self._host, self._port, timeout=call.timeout_s)
+        headers = {"Authorization": f"Bearer {self._token}", **call.headers}
         payload = None
-        if body is not None:
-            payload = json.dumps(body).encode()
-            sent["Content-Type"] = "application/json"
+        if call.body is not None:
+            payload = json.dumps(call.body).encode()
+            headers["Content-Type"] = "application/json"
         try:
-            connection.request(method, target, body=payload, headers=sent)
+            connection.request(call.method, self._prefix + call.target, body=payload, headers=headers)
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             connection.close()

@@ -14,9 +14,7 @@ TITLE_WIDTH = 44
 WAITING_WIDTH = 40
 
 
-def jobs(
-    *, stages: tuple[str, ...], product: str | None, limit: int, cursor: str | None, as_json: bool
-) -> ExitCode:
+def jobs(*, stages: tuple[str, ...], product: str | None, limit: int, cursor: str | None, as_json: bool) -> ExitCode:
     """List jobs, newest first."""
     query = {"stage": list(stages) or None, "product": product, "limit": limit, "cursor": cursor}
     page = connect().get("/fleet/jobs", **query)

@@ -103,12 +103,12 @@ class LiveView:
         facts += [f"to {job['shipped_ref']}"] if job["shipped_ref"] else []
         facts += [f"{words.tokens(job['tokens'])} tokens"] if job["tokens"] is not None else []
         facts += [words.cost(job["cost"])] if job["cost"]["usd"] is not None else []
-        self._console.print(
-            Text.assemble((job["id"], "bold"), "  ", (stage, style_of(stage)), "  ", " · ".join(facts))
-        )
+        self._console.print(Text.assemble((job["id"], "bold"), "  ", (stage, style_of(stage)), "  ", " · ".join(facts)))
 
     def _line(self, label: str, text: str, *, style: str, bar: str = " ") -> None:
-        self._console.print(Text.assemble("  ", (f"{label:<{LABEL_WIDTH}}", style), f"{bar} ", (text, _body(style, bar))))
+        self._console.print(
+            Text.assemble("  ", (f"{label:<{LABEL_WIDTH}}", style), f"{bar} ", (text, _body(style, bar)))
+        )
 
 
 def _body(style: str, bar: str) -> str:

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 def document(value: object) -> None:
-    """Write the one JSON document of a command on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+    """Write the one JSON document of a command on stdout: indented for a person, on one line into a pipe."""
+    indent = 2 if sys.stdout.isatty() else None
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=indent, default=str) + "\n")
     sys.stdout.flush()
 
 

@@ -31,7 +31,10 @@ class RunRequest:
 
 
 def run(request: RunRequest, *, as_json: bool) -> ExitCode:
-    """Submit, follow, ask, ship; the exit code is that of the first job that did not end as asked for."""
+    """Submit, follow, ask, ship; the exit code is that of the first job that did not end as asked for.
+
+    As JSON, one file gives the job's document, several give `{"jobs": […]}`.
+    """
     from cli.explaining import check_files  # noqa: PLC0415 - the pure core takes a while to import
 
     if not check_files(request.files, as_json=as_json):
@@ -52,7 +55,8 @@ def run(request: RunRequest, *, as_json: bool) -> ExitCode:
         _say_detached(jobs)
         codes.append(ExitCode.DETACHED)
     if as_json:
-        output.document({"jobs": [client.get(job_path(job["id"])) for job in jobs]})
+        documents = [client.get(job_path(job["id"])) for job in jobs]
+        output.document(documents[0] if len(documents) == 1 else {"jobs": documents})
     output.note("the stack stays up; `gf down` stops it")
     return next((code for code in codes if code), ExitCode.DONE)
 

@@ -45,7 +45,7 @@ def up(*, detach: bool, factories: int | None, as_json: bool, home: Path | None 
         else:
             _say_up(info, took_s)
         if not detach and info.started:
-            _stay(place, as_json=as_json)
+            _stay(place)
     return shown.code
 
 
@@ -94,13 +94,12 @@ class _Shown:
         return True
 
 
-def _stay(home: Path, *, as_json: bool) -> None:
+def _stay(home: Path) -> None:
     """Stay with the stack that this process started; Ctrl-C, a closed terminal or SIGTERM end it."""
-    if not as_json:
-        output.note("Ctrl-C stops the stack")
     narrator = Narrator(output.note)
     with _signals_interrupt():
         try:
+            output.note("Ctrl-C stops the stack")
             while (state := read_state(home)) is not None and state.alive:
                 narrator.look(state)
                 time.sleep(FOREGROUND_POLL_S)

@@ -38,6 +38,9 @@ class JobInput(Message):
     """A human's words to the next attempt, from the requeue that began this life."""
     failure: str = ""
     """What went wrong in the life before."""
+    session_id: str | None = None
+    """Engine session of the last attempt, and its engine."""
+    engine: str | None = None
 
 
 class JobOutcome(Message):

@@ -81,7 +81,8 @@ def after_waits(change: Change, blockers: Sequence[Blocker]) -> Change:
     """Return the change with a wait for each thing that another job holds."""
     if not blockers:
         return change
-    return Change(steps=(*map(_wait, blockers), *change.steps), also=change.also)
+    waits = {(blocker.kind, blocker.name, blocker.held_by): _wait(blocker) for blocker in blockers}
+    return Change(steps=(*waits.values(), *change.steps), also=change.also)
 
 
 def _kinds(way: _Way) -> tuple[tuple[str, str], ...]:
@@ -89,9 +90,8 @@ def _kinds(way: _Way) -> tuple[tuple[str, str], ...]:
 
 
 def _wait(blocker: Blocker) -> Step:
-    if blocker.kind == "lock":
-        return Step(kind="wait_lock", subject=blocker.name, text=f"wait for {blocker}")
-    return Step(kind="wait_scope", subject=blocker.held_by, text=f"wait for {blocker}")
+    kind = "wait_lock" if blocker.kind == "lock" else "wait_scope"
+    return Step(kind=kind, text=f"wait for {blocker}", subject=blocker.name, held_by=blocker.held_by)
 
 
 def _ways(job: JobClass, factory: FactoryView, report: FactoryReport) -> Iterator[_Way]:

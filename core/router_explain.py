@@ -120,7 +120,9 @@ class Step(Message):
     factory: str = ""
     engine: str = ""
     subject: str = ""
-    """The lock, the holder, or the requirement that the step is about."""
+    """The lock, the repository, or the requirement that the step is about."""
+    held_by: str = ""
+    """The job to wait for."""
 
 
 class Change(Message):

@@ -2,7 +2,8 @@
 
 The language of a glob, from the repository's root and case-sensitive:
 
-    src/app.py      that file; if it is a directory, everything below it as well
+    src/app.py      that path and no other
+    src             a name without an ending: that path, and everything below it if it is a directory
     src/            everything below the directory `src` (not a file or link of that name)
     docs/*.md       `*` is any run of characters, `?` one character; neither crosses `/`
     docs/**         everything below `docs`; `**` stands alone between slashes and crosses them
@@ -196,7 +197,7 @@ class Scope:
             return start
         state = self._segment(state, segments[-1])
         finals.add(state)
-        if "*" not in segments[-1] and "?" not in segments[-1]:
+        if re.search(r"[*?]|.\.", segments[-1]) is None:
             finals.add(self._looping(self._after(self._after(state, "/"), _ANY), _ANY))
         return start
 

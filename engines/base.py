@@ -174,13 +174,35 @@ class EngineProbe:
 class Engine(Protocol):
     """One agent CLI, as Gigafactory sees it. Plugins may subclass `BaseEngine` for the defaults."""
 
-    name: str
-    title: str
-    engine_class: str
-    env_allow: tuple[str, ...]
-    """Variables of the provider that pass from the factory's environment to this engine, and to no other."""
-    supports_resume: bool
-    abilities: Abilities
+    @property
+    def name(self) -> str:
+        """What a job calls it."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        ...
+
+    @property
+    def engine_class(self) -> str:
+        """The class that it belongs to: `agentic-coder`, `script`, `demo` or one of a plugin's own."""
+        ...
+
+    @property
+    def env_allow(self) -> tuple[str, ...]:
+        """Variables of the provider that pass from the factory's environment to this engine, and to no other."""
+        ...
+
+    @property
+    def supports_resume(self) -> bool:
+        """Whether a session can be continued."""
+        ...
+
+    @property
+    def abilities(self) -> Abilities:
+        """Its row of the capability matrix."""
+        ...
 
     def probe_command(self) -> list[str]:
         """Return the command that prints the version; it must end within seconds and need no network."""

@@ -57,6 +57,10 @@ _HINTS = {
 }
 
 
+_TELLING = ("file_path", "command", "pattern", "url", "description", "prompt")
+"""Members of a tool's input that say in one line what it does."""
+
+
 class Claude(BaseEngine):
     """The adapter."""
 
@@ -132,18 +136,15 @@ class ClaudeParser:
         session = text_of(item.get("session_id"), 200)
         if session:
             self._session = session
-        kind = item.get("type")
-        if kind == "system":
-            return self._system(item)
-        if kind == "assistant":
-            return self._assistant(item)
-        if kind == "user":
-            return self._tool_results(item)
-        if kind == "rate_limit_event":
-            return self._rate_limit(item)
-        if kind == "result":
-            return self._take_result(item)
-        return []
+        readers = {
+            "system": self._system,
+            "assistant": self._assistant,
+            "user": self._tool_results,
+            "rate_limit_event": self._rate_limit,
+            "result": self._take_result,
+        }
+        reader = readers.get(text_of(item.get("type"), 100))
+        return reader(item) if reader else []
 
     def _system(self, item: dict[str, Any]) -> list[StreamEvent]:
         if item.get("subtype") == "init":
@@ -173,11 +174,7 @@ class ClaudeParser:
     def _tool_call(self, block: dict[str, Any]) -> StreamEvent:
         self._tool_calls += 1
         name, arguments = text_of(block.get("name"), 200), block.get("input")
-        told = next(
-            (text_of(member(arguments, key), 300) for key in ("file_path", "command", "pattern", "description", "prompt")
-             if text_of(member(arguments, key))),
-            "",
-        )  # fmt: skip
+        told = next((text for key in _TELLING if (text := text_of(member(arguments, key), 300))), "")
         data = {"id": text_of(block.get("id"), 200), "name": name, "input": json_safe(arguments)}
         return StreamEvent("tool_call", f"{name} {told}".strip(), data)
 
@@ -243,7 +240,7 @@ class ClaudeParser:
         limited = status == 429 or (status is None and _LIMIT_TEXT.search(message) is not None)
         if (limited or self._limit) and not _BILLING_TEXT.search(message):
             return self._outcome(FailureKind.RATE_LIMITED, message, retry_at=self._reset(message))
-        hint = _HINTS["authentication_failed"] if status in {401, 403} else ""
+        hint = _HINTS["authentication_failed"] if status in (401, 403) else ""
         hint = _HINTS["billing_error"] if _BILLING_TEXT.search(message) else hint
         return self._outcome(FailureKind.ENGINE_ERROR, f"{message} ({hint})" if hint else message)
 

@@ -35,7 +35,7 @@ from engines.base import (
 )
 from engines.codex_session import SessionRecord, Tokens, find_session_file, read_session
 from engines.environment import engine_environment, temporary_directory
-from engines.json_lines import count_of, decode_object, json_safe, member, plain_line, text_of
+from engines.json_lines import decode_object, json_safe, member, plain_line, text_of
 from engines.limits import reset_time
 from engines.prices import estimate_usd
 
@@ -70,9 +70,7 @@ class Codex(BaseEngine):
         *("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORGANIZATION", "OPENAI_PROJECT"),
         *("CODEX_API_KEY", "CODEX_ACCESS_TOKEN", "CODEX_CA_CERTIFICATE"),
     )
-    abilities = Abilities(
-        resume=True, cost="estimated", tokens=True, sandbox=True, model=True, tested_with="0.169.0"
-    )
+    abilities = Abilities(resume=True, cost="estimated", tokens=True, sandbox=True, model=True, tested_with="0.169.0")
     install_hint = "install it with `npm install -g @openai/codex`"
 
     def probe_command(self) -> list[str]:
@@ -148,7 +146,7 @@ class CodexParser:
         if item is None:
             text = plain_line(line)
             return [StreamEvent("notice", text)] if text.strip() else []
-        kind = item.get("type")
+        kind = text_of(item.get("type"), 100)
         if kind == "thread.started":
             self._session = text_of(item.get("thread_id"), 200) or None
             return [StreamEvent("session", self._session or "")]

@@ -1,4 +1,4 @@
-"""When is work possible again? Reads the moment out of what providers and their CLIs write. *Pure*: `now` is an argument.
+"""When is work possible again? Reads the moment out of what providers and CLIs write. *Pure*: `now` is an argument.
 
 The forms, all seen in the wild (2024 to 2026):
 
@@ -27,7 +27,9 @@ _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 60
 
 _EPOCH = re.compile(r"\|\s*(\d{10}(?:\d{3})?)\b")
 _ISO = re.compile(r"\b(\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d)?(?:\.\d{1,6})?)\d*\s?(Z|[+-]\d\d:?\d\d)")
-_SPAN_PART = r"\d{1,9}(?:\.\d{1,9})?\s?(?:ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?|weeks?)"
+_SPAN_PART = (
+    r"\d{1,9}(?:\.\d{1,9})?\s?(?:ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?|weeks?)"
+)
 _SPAN = re.compile(
     rf"\b(?:in|after|retry-after:?|wait)\s{{1,3}}((?:{_SPAN_PART}[\s,]{{0,2}}(?:and\s)?){{1,6}})(?!\w)", re.IGNORECASE
 )
@@ -78,7 +80,7 @@ def _read_epoch(text: str, now: datetime) -> datetime | None:
     return from_epoch(int(found.group(1)), now) if found else None
 
 
-def _read_iso(text: str, now: datetime) -> datetime | None:  # noqa: ARG001 - one of the readers
+def _read_iso(text: str, now: datetime) -> datetime | None:
     found = _ISO.search(text)
     if not found:
         return None
@@ -93,7 +95,9 @@ def _read_span(text: str, now: datetime) -> datetime | None:
     if not found:
         return None
     pieces = _SPAN_PIECE.findall(found.group(1))
-    seconds = sum(float(number) * _UNITS_S["ms" if unit.lower() == "milli" else unit.lower()] for number, unit in pieces)
+    seconds = sum(
+        float(number) * _UNITS_S["ms" if unit.lower() == "milli" else unit.lower()] for number, unit in pieces
+    )
     return now + timedelta(seconds=seconds) if seconds < FURTHEST.total_seconds() else None
 
 

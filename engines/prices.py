@@ -51,7 +51,9 @@ def price_of(model: str) -> Price | None:
     return PRICES.get(_DATED.sub("", model.lower().rpartition("/")[2]))
 
 
-def estimate_usd(model: str, *, input_tokens: int, cached: int, cache_writes: int, output_tokens: int) -> Decimal | None:
+def estimate_usd(
+    model: str, *, input_tokens: int, cached: int, cache_writes: int, output_tokens: int
+) -> Decimal | None:
     """Return what these tokens cost by the table; None for a model that is not in it.
 
     `cached` and `cache_writes` are parts of `input_tokens`.

@@ -1,10 +1,10 @@
-"""The `replay` engine: plays a recorded list of steps, without any model and any account. *Pure.*
+r"""The `replay` engine: plays a recorded list of steps, without any model and any account. *Pure.*
 
 It shows what Gigafactory does with an agent, on a machine that has none, and says so wherever it appears. The job's
 body holds one fenced ```` ```replay ```` block with a YAML list:
 
     - say: I will add a greeting.
-    - write: {path: hello.txt, text: "Hello\\n"}
+    - write: {path: hello.txt, text: "Hello\n"}
     - run: git status --short
     - wait: 0.2s
     - delete: old.txt
@@ -72,7 +72,9 @@ def _read(body: str) -> tuple[list[Step], tuple[FieldProblem, ...]]:
         return [], (FieldProblem("body", f"has {len(blocks)} ```replay blocks", expected=EXPECTED_BLOCK),)
     block = blocks[0]
     if not block.closed:
-        problem = FieldProblem("body", "the ```replay block is not closed", expected="a line ```", line=block.first_line - 1)
+        problem = FieldProblem(
+            "body", "the ```replay block is not closed", expected="a line ```", line=block.first_line - 1
+        )
         return [], (problem,)
     try:
         loaded, lines = yaml.safe_load(block.text), _lines_of(block)
@@ -211,7 +213,7 @@ class ReplayParser:
         if item is None:
             text = plain_line(line)
             return [StreamEvent("notice", text)] if text.strip() else []
-        kind = item.get("type")
+        kind = text_of(item.get("type"), 100)
         if kind == "say":
             self._said = text_of(item.get("text"))
             return [StreamEvent("text", self._said)]
@@ -224,7 +226,7 @@ class ReplayParser:
             return [StreamEvent("tool_result", text_of(item.get("output")), {"exit_code": code, "is_error": code != 0})]
         return self._end(kind, item)
 
-    def _end(self, kind: object, item: dict[str, Any]) -> list[StreamEvent]:
+    def _end(self, kind: str, item: dict[str, Any]) -> list[StreamEvent]:
         if kind == "failed":
             self._failed = f"step {count_of(item.get('step')) or '?'}: {text_of(item.get('message'))}"
             return [StreamEvent("notice", self._failed)]

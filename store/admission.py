@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from core.attempt import Grant
 from core.job import Stage
 from core.router import Explanation, FleetSnapshot, PlannedGrant, ReadyJob
 from core.router_capacity import Claims
-from store.database import serialise
+from store.database import AnyRow, serialise
 from store.fleet_snapshot import read_locks
 from store.open_job import OpenJob, open_job
 from store.outbox import enqueue_signal
@@ -39,7 +39,7 @@ class Admitted(NamedTuple):
     skipped: int
 
 
-class _LostRace(Exception):  # noqa: N818 - an answer, not an error
+class _LostRace(Exception):
     """Something that the plan counted on was gone."""
 
 
@@ -47,6 +47,7 @@ def admit(
     connection: Connection,
     planned: Sequence[PlannedGrant],
     snapshot: FleetSnapshot,
+    *,
     explanations: Mapping[str, Explanation],
     overtaken: Mapping[str, int],
     terms: LeaseTerms,
@@ -64,7 +65,7 @@ def admit(
             continue
         try:
             with connection.begin_nested():
-                granted.append(_admit_one(connection, plan, job, explanations[plan.job_id], terms, now))
+                granted.append(_admit_one(connection, plan, job, explanations[plan.job_id], terms=terms, now=now))
         except _LostRace:
             continue
         claims.take(job)
@@ -89,6 +90,7 @@ def _admit_one(
     plan: PlannedGrant,
     ready: ReadyJob,
     explanation: Explanation,
+    *,
     terms: LeaseTerms,
     now: datetime,
 ) -> Grant:
@@ -176,9 +178,7 @@ def _note_overtaken(connection: Connection, overtaken: Mapping[str, int]) -> Non
     """Count for waiting jobs how often a later one was granted a seat that they could have used."""
     if overtaken:
         connection.execute(
-            update(jobs)
-            .where(jobs.c.id == bindparam("job"))
-            .values(overtaken=jobs.c.overtaken + bindparam("times")),
+            update(jobs).where(jobs.c.id == bindparam("job")).values(overtaken=jobs.c.overtaken + bindparam("times")),
             [{"job": job_id, "times": times} for job_id, times in sorted(overtaken.items())],
         )
 
@@ -229,7 +229,7 @@ def release_grant(connection: Connection, job_id: str, epoch: int, reason: str, 
     return True
 
 
-def held_lease(connection: Connection, job_id: str) -> Row[Any] | None:
+def held_lease(connection: Connection, job_id: str) -> AnyRow | None:
     """Return the lease that holds a seat for the job; there is at most one."""
     return connection.execute(select(leases).where(leases.c.job_id == job_id, leases.c.holds_seat)).one_or_none()
 

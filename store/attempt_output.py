@@ -1,4 +1,4 @@
-"""What an attempt brings in: log lines, steps, files; each numbered by the attempt, so that nothing doubles. *I/O: SQL.*"""
+"""What an attempt brings in, numbered by it so that nothing doubles: log lines, steps, files. Does I/O: SQL."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def append_logs(
     connection: Connection,
     job_id: str,
     epoch: int,
+    *,
     stream: str,
     first_seq: int,
     lines: Sequence[LogLine],
@@ -54,9 +55,12 @@ def append_logs(
     fresh = [(seq, line) for seq, line in enumerate(lines, start=first_seq) if seq not in stored]
     if fresh:
         common = {"product_id": fenced.job.product_id, "job_id": job_id, "epoch": epoch, "stream": stream}
-        rows = [common | {"seq": seq, "at": line.at, "text": _bounded(line.text)} for seq, line in fresh]
+        texts = [_bounded(line.text) for _, line in fresh]
+        rows = [
+            common | {"seq": seq, "at": line.at, "text": text} for (seq, line), text in zip(fresh, texts, strict=True)
+        ]
         connection.execute(insert(logs), rows)
-        _digest_logs(connection, job_id, epoch, [row["text"] for row in rows])
+        _digest_logs(connection, job_id, epoch, texts)
     return Appended(stored=len(fresh), next_seq=end)
 
 
@@ -74,13 +78,11 @@ def _digest_logs(connection: Connection, job_id: str, epoch: int, texts: Sequenc
     carried = known.log_sha256
     for text in texts:
         carried = hashlib.sha256(f"{carried}{text}".encode()).hexdigest()
-    connection.execute(
-        update(runs).where(*this_run).values(log_sha256=carried, log_lines=known.log_lines + len(texts))
-    )
+    connection.execute(update(runs).where(*this_run).values(log_sha256=carried, log_lines=known.log_lines + len(texts)))
 
 
 def read_logs(
-    connection: Connection, job_id: str, after_id: int, limit: int, stream: str | None, epoch: int | None
+    connection: Connection, job_id: str, *, after_id: int, limit: int, stream: str | None, epoch: int | None
 ) -> tuple[LogView, ...]:
     """Return stored lines of the job with an id above `after_id`, oldest first."""
     query = select(logs).where(logs.c.job_id == job_id, logs.c.id > after_id)
@@ -93,7 +95,7 @@ def read_logs(
 
 
 def append_steps(
-    connection: Connection, job_id: str, epoch: int, first_seq: int, steps: Sequence[AttemptStep], now: datetime
+    connection: Connection, job_id: str, epoch: int, *, first_seq: int, steps: Sequence[AttemptStep], now: datetime
 ) -> Appended:
     """Write the attempt's steps, numbered from `first_seq`, that are not written yet, as `attempt.step` events."""
     content = [step.model_dump(mode="json") for step in steps]

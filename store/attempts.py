@@ -8,16 +8,16 @@ takes effect. A lease that ended in good order still lets its last logs, steps a
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, select, update
 
 from core.attempt import DeathCertificate
 from core.errors import Conflict, StaleEpoch
 from core.job import FailureKind, Stage
 from store.admission import end_run
 from store.chain import digest
-from store.database import Refused
+from store.database import AnyRow, Refused
 from store.messages import StartedInfo
 from store.open_job import OpenJob, no_such_job, open_job
 from store.outbox import enqueue_signal
@@ -36,7 +36,7 @@ LIVING: tuple[LeaseState, ...] = ("living",)
 class Fenced:
     """A job opened for a write of its newest attempt, with the lease of that attempt."""
 
-    def __init__(self, job: OpenJob, lease: Row[Any]) -> None:
+    def __init__(self, job: OpenJob, lease: AnyRow) -> None:
         self.job = job
         self.lease = lease
         self.epoch: int = lease.epoch
@@ -63,17 +63,15 @@ def fence(
     lease = _lease(connection, job_id, epoch) if 0 < epoch <= job.row.epoch else None
     if lease is not None and epoch == job.row.epoch and lease.state in states:
         return Fenced(job, lease)
-    refuse(job, epoch, lease, kind=kind, content=content)
+    raise refusal(job, epoch, lease, kind=kind, content=content)
 
 
-def _lease(connection: Connection, job_id: str, epoch: int) -> Row[Any] | None:
-    return connection.execute(
-        select(leases).where(leases.c.job_id == job_id, leases.c.epoch == epoch)
-    ).one_or_none()
+def _lease(connection: Connection, job_id: str, epoch: int) -> AnyRow | None:
+    return connection.execute(select(leases).where(leases.c.job_id == job_id, leases.c.epoch == epoch)).one_or_none()
 
 
-def refuse(job: OpenJob, epoch: int, lease: Row[Any] | None, *, kind: str, content: object) -> NoReturn:
-    """Count a refused write, note it in the event log unless there were many of that epoch, and raise."""
+def refusal(job: OpenJob, epoch: int, lease: AnyRow | None, *, kind: str, content: object) -> Refused:
+    """Count a refused write, note it in the event log unless there were many of that epoch; return what to raise."""
     count = _count_refusal(job, epoch, lease)
     known = lease.state if lease is not None else "unknown"
     if count <= MAX_REFUSED_EVENTS:
@@ -86,7 +84,7 @@ def refuse(job: OpenJob, epoch: int, lease: Row[Any] | None, *, kind: str, conte
             epoch=lease.epoch if lease is not None else 0,
         )
     job.save()
-    raise Refused(
+    return Refused(
         StaleEpoch(
             f"job {job.id}: {kind} of epoch {epoch} is refused; its lease is {known}, "
             f"the newest epoch is {job.row.epoch}",
@@ -99,7 +97,7 @@ def refuse(job: OpenJob, epoch: int, lease: Row[Any] | None, *, kind: str, conte
     )
 
 
-def _count_refusal(job: OpenJob, epoch: int, lease: Row[Any] | None) -> int:
+def _count_refusal(job: OpenJob, epoch: int, lease: AnyRow | None) -> int:
     if lease is None:
         count = int(job.row.refused_writes) + 1
         job.set(refused_writes=count)
@@ -125,7 +123,7 @@ def is_current(connection: Connection, job_id: str, epoch: int) -> bool:
     return bool(row.epoch == epoch and row.state in OPEN_STATES)
 
 
-def guard(connection: Connection, job_id: str, epoch: int, kind: str, content: object, now: datetime) -> None:
+def guard(connection: Connection, job_id: str, epoch: int, *, kind: str, content: object, now: datetime) -> None:
     """Refuse, with a trace, what does not pass the fence."""
     fence(connection, job_id, epoch, kind=kind, content=content, now=now)
 
@@ -162,7 +160,7 @@ def checkpoint(connection: Connection, job_id: str, epoch: int, sha: str, now: d
 
 
 def accept(
-    connection: Connection, job_id: str, epoch: int, sha: str, result: dict[str, Any] | None, now: datetime
+    connection: Connection, job_id: str, epoch: int, sha: str, *, result: dict[str, Any] | None, now: datetime
 ) -> None:
     """Take the attempt's result, if its lease lives: a compare-and-swap from `living` to `accepted`."""
     job = open_job(connection, job_id, now)
@@ -172,13 +170,13 @@ def accept(
         return
     swapped = lease is not None and epoch == job.row.epoch and _swap_to_accepted(connection, lease, sha, result, now)
     if not swapped:
-        refuse(job, epoch, lease, kind="result", content=sha)
+        raise refusal(job, epoch, lease, kind="result", content=sha)
     job.event("attempt.accepted", sha, {"sha": sha}, epoch=epoch)
     job.save()
 
 
 def _swap_to_accepted(
-    connection: Connection, lease: Row[Any], sha: str, result: dict[str, Any] | None, now: datetime
+    connection: Connection, lease: AnyRow, sha: str, result: dict[str, Any] | None, now: datetime
 ) -> bool:
     swapped = connection.execute(
         update(leases)
@@ -204,11 +202,11 @@ def mark_lost(
     connection: Connection,
     job_id: str,
     epoch: int,
+    *,
     reason: str,
     checkpoint_sha: str,
     now: datetime,
     certificate: DeathCertificate | None,
-    *,
     notify: bool,
 ) -> bool:
     """End a living lease as lost, free its seat and tell the workflow; return False when it does not live."""
@@ -228,9 +226,7 @@ def mark_lost(
     job.save()
     if notify:
         payload = {"epoch": epoch, "reason": reason, "checkpoint_sha": sha}
-        enqueue_signal(
-            connection, "lease_lost", job_id=job_id, product_id=job.product_id, payload=payload, now=now
-        )
+        enqueue_signal(connection, "lease_lost", job_id=job_id, product_id=job.product_id, payload=payload, now=now)
     return True
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, Row, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
@@ -40,7 +40,11 @@ RETRY_STATES = ("40001", "40P01")
 """SQLSTATE of serialization failure and deadlock: the transaction left no trace and may run again."""
 
 
-class Refused(Exception):  # noqa: N818 - it carries an error, it is none
+AnyRow = Row[*tuple[Any, ...]]
+"""A row of whatever was selected; its members are reached by name."""
+
+
+class Refused(Exception):
     """Raised by a unit of work to keep what it wrote so far and then raise `error`."""
 
     def __init__(self, error: GigafactoryError) -> None:

@@ -64,5 +64,11 @@ class Dispatcher:
         explanations = {grant.job_id: planned.explain(grant.job_id) for grant in grants}
         overtaken = overtaken_by(snapshot, grants)
         return await self._database.write(
-            admission.admit, grants, snapshot, explanations, overtaken, self._terms, now
+            admission.admit,
+            grants,
+            snapshot,
+            explanations=explanations,
+            overtaken=overtaken,
+            terms=self._terms,
+            now=now,
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, select
 
 from core.job import Condition, Stage
 from core.router import Explanation, FleetSnapshot, plan
+from store.database import AnyRow
 from store.fleet_snapshot import FleetReader
 from store.open_job import no_such_job
 from store.tables import jobs, runs
@@ -19,8 +20,8 @@ from store.views import JobExplanation
 class Inputs(NamedTuple):
     """What an explanation is made of."""
 
-    job: Row[Any]
-    decision: Row[Any] | None
+    job: AnyRow
+    decision: AnyRow | None
     """Of the newest attempt."""
     snapshot: FleetSnapshot | None
     """When the job waits for a seat."""
@@ -73,7 +74,7 @@ _HELD = {
 }
 
 
-def _message(job: Row[Any], conditions: Sequence[Condition], explanation: Explanation | None) -> str:
+def _message(job: AnyRow, conditions: Sequence[Condition], explanation: Explanation | None) -> str:
     """Return one sentence."""
     if job.stage == Stage.QUEUED and conditions:
         return "; ".join(condition.message for condition in conditions)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, insert, select, update
+from sqlalchemy import Connection, and_, delete, insert, select, update
 
 from core.errors import Conflict, NotFound
-from store.database import insert_new
+from store.database import AnyRow, insert_new
 from store.messages import FactoryState, FactoryStatus, Registration, StationOffer
 from store.tables import factories, stations
 from store.views import FactoryRow, StationRow
@@ -30,9 +30,7 @@ def register(connection: Connection, offer: Registration, now: datetime, fresh: 
     """
     values = _values(offer, now)
     if not insert_new(connection, factories, **values, state="online", registered_at=now):
-        known = connection.execute(
-            select(factories).where(factories.c.name == offer.name).with_for_update()
-        ).one()
+        known = connection.execute(select(factories).where(factories.c.name == offer.name).with_for_update()).one()
         _refuse_second_agent(known, offer, now, fresh)
         state = "quarantined" if known.state == "quarantined" else "online"
         connection.execute(
@@ -58,7 +56,7 @@ def _values(offer: Registration, now: datetime) -> dict[str, Any]:
     }
 
 
-def _refuse_second_agent(known: Row[Any], offer: Registration, now: datetime, fresh: timedelta) -> None:
+def _refuse_second_agent(known: AnyRow, offer: Registration, now: datetime, fresh: timedelta) -> None:
     same = known.instance == offer.instance or (known.host, known.pid) == (offer.host, offer.pid)
     silent = known.state == "offline" or now - known.last_beat_at > fresh
     proven_dead = offer.replaces_dead_pid and known.host == offer.host
@@ -66,7 +64,7 @@ def _refuse_second_agent(known: Row[Any], offer: Registration, now: datetime, fr
         return
     seconds = (now - known.last_beat_at).total_seconds()
     raise Conflict(
-        f"factory {offer.name} is alive already: process {known.pid} on {known.host}, last heard of {seconds:.0f} s ago",
+        f"factory {offer.name} is alive already: process {known.pid} on {known.host}, heard of {seconds:.0f} s ago",
         hint="give this machine another factory name, or stop the other agent",
         name=offer.name,
         pid=known.pid,
@@ -76,9 +74,7 @@ def _refuse_second_agent(known: Row[Any], offer: Registration, now: datetime, fr
 
 def _replace_stations(connection: Connection, offer: Registration) -> None:
     """Make the factory's stations those of `offer`; one that is gone but still has a busy seat stays, unusable."""
-    known = set(
-        connection.execute(select(stations.c.engine).where(stations.c.factory == offer.name)).scalars()
-    )
+    known = set(connection.execute(select(stations.c.engine).where(stations.c.factory == offer.name)).scalars())
     offered = {station.engine: station for station in offer.stations}
     for engine, station in offered.items():
         if engine in known:
@@ -117,10 +113,8 @@ def heartbeat(connection: Connection, name: str, instance: str, status: FactoryS
     if row is None:
         raise no_such_factory(name)
     if row.instance != instance:
-        raise Conflict(
-            f"factory {name} is run by another agent now (process {row.pid}); this one must stop", name=name
-        )
-    returned = row.state == "offline"
+        raise Conflict(f"factory {name} is run by another agent now (process {row.pid}); this one must stop", name=name)
+    returned: bool = row.state == "offline"
     before = "draining" if row.status.get("draining") else "online"
     connection.execute(
         update(factories)
@@ -184,7 +178,7 @@ def factory(connection: Connection, name: str) -> FactoryRow:
     return _factory_row(row, [StationRow.model_validate(station._asdict()) for station in at])
 
 
-def _factory_row(row: Row[Any], at: Sequence[StationRow]) -> FactoryRow:
+def _factory_row(row: AnyRow, at: Sequence[StationRow]) -> FactoryRow:
     return FactoryRow.model_validate(row._asdict() | {"stations": tuple(at)})
 
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, select
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, select
 
 from core.router import FactoryView, FleetSnapshot, LockView, ProductView, ReadyJob, StationView
+from store.database import AnyRow
 from store.tables import factories, jobs, leases, locks, stations
 
 CACHED_JOBS = 50_000
@@ -70,7 +71,7 @@ class FleetReader:
             self._parsed = {}
         return tuple(self._ready_job(row) for row in rows)
 
-    def _ready_job(self, row: Row[Any]) -> ReadyJob:
+    def _ready_job(self, row: AnyRow) -> ReadyJob:
         changing = (row.queued_at, row.overtaken, tuple(row.excluded_factories), row.last_factory)
         known = self._parsed.get(row.id)
         if known is not None and known[0] == changing:
@@ -96,7 +97,7 @@ def read_locks(connection: Connection) -> tuple[LockView, ...]:
     return tuple(_lock(row) for row in rows)
 
 
-def _lock(row: Row[Any]) -> LockView:
+def _lock(row: AnyRow) -> LockView:
     if row.kind == "lock":
         return LockView(job_id=row.job_id, lock=row.name)
     return LockView(job_id=row.job_id, repository_url=row.name, allowed_scope=tuple(row.scope))
@@ -120,7 +121,7 @@ def _factories(connection: Connection) -> tuple[FactoryView, ...]:
     return tuple(_factory(row, by_factory.get(row.name, ())) for row in rows)
 
 
-def _station(row: Row[Any]) -> StationView:
+def _station(row: AnyRow) -> StationView:
     return StationView(
         engine=row.engine,
         seats=row.seats,
@@ -131,7 +132,7 @@ def _station(row: Row[Any]) -> StationView:
     )
 
 
-def _factory(row: Row[Any], at: Sequence[StationView]) -> FactoryView:
+def _factory(row: AnyRow, at: Sequence[StationView]) -> FactoryView:
     status = {name: value for name, value in row.status.items() if value is not None}
     return FactoryView(
         name=row.name,

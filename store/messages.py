@@ -22,9 +22,9 @@ class Submission(Message):
 
     job_id: str
     spec: JobSpec
-    canonical: dict[str, Any] = {}
+    canonical: dict[str, Any] = Field(default_factory=dict)
     """The canonical manifest; equal content means the same job under one idempotency key."""
-    documents: dict[str, Any] = {}
+    documents: dict[str, Any] = Field(default_factory=dict)
     """What is kept beside the spec: `manifest` as written, `provenance` of each field, `profile`."""
     idempotency_key: str | None = None
     submitted_by: str = ""
@@ -37,7 +37,7 @@ class StartedInfo(Message):
     pid: int | None = None
     workdir: str = ""
     resumed_session: str = ""
-    details: dict[str, Any] = {}
+    details: dict[str, Any] = Field(default_factory=dict)
 
 
 class LogLine(Message):
@@ -53,7 +53,7 @@ class AttemptStep(Message):
     at: datetime
     type: str
     message: str = ""
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = Field(default_factory=dict)
 
 
 class ArtifactFile(Message):
@@ -100,7 +100,7 @@ class Registration(Message):
     stations: tuple[StationOffer, ...] = ()
     seats: int = Field(default=3, ge=0)
     status: FactoryStatus = FactoryStatus()
-    details: dict[str, Any] = {}
+    details: dict[str, Any] = Field(default_factory=dict)
     """What people may want to know of the machine; `cost_class` is read from here."""
     replaces_dead_pid: bool = False
     """The agent has proven (pid and start time) that the agent registered before it on this host is dead."""

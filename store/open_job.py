@@ -10,13 +10,14 @@ import json
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from core.errors import NotFound
 from core.job import Stage
 from core.lifecycle import check_transition
 from store.chain import GENESIS, event_hash, without_log_text
 from store.column_types import canonical_json, clean_text
+from store.database import AnyRow
 from store.tables import events, jobs
 
 MAX_MESSAGE_CHARS = 4_000
@@ -28,7 +29,7 @@ _NARROW = [column for column in jobs.c if column.name not in _WIDE]
 class OpenJob:
     """A job's row, locked until the transaction ends, with what is to be written about it."""
 
-    def __init__(self, connection: Connection, row: Row[Any], now: datetime) -> None:
+    def __init__(self, connection: Connection, row: AnyRow, now: datetime) -> None:
         self.connection = connection
         self.row = row
         self.now = now
@@ -98,9 +99,7 @@ def open_job(connection: Connection, job_id: str, now: datetime) -> OpenJob:
         NotFound: there is no such job.
 
     """
-    row = connection.execute(
-        select(*_NARROW).where(jobs.c.id == job_id).with_for_update(key_share=True)
-    ).one_or_none()
+    row = connection.execute(select(*_NARROW).where(jobs.c.id == job_id).with_for_update(key_share=True)).one_or_none()
     if row is None:
         raise no_such_job(job_id)
     return OpenJob(connection, row, now)

@@ -1,4 +1,4 @@
-"""The outbox: messages to workflows, written with the change that caused them, delivered by any process. *I/O: SQL.*
+"""The outbox: messages to workflows, written with the change that caused them, delivered by any process. Does I/O: SQL.
 
 A row is deleted once it was delivered. While a process delivers it, its `due_at` lies in the future; when that process
 dies, the row is due again. Rows of one job are handed out one at a time and in order.
@@ -24,7 +24,7 @@ MAX_ERROR_CHARS = 500
 
 def enqueue_start(connection: Connection, *, job_id: str, product_id: str, life: int, now: datetime) -> None:
     """Have the job's workflow started; what it starts with is read when the row is delivered."""
-    _enqueue(connection, "start", "start", job_id, product_id, {"life": life}, now)
+    _enqueue(connection, "start", "start", job_id=job_id, product_id=product_id, payload={"life": life}, now=now)
 
 
 def enqueue_signal(
@@ -37,7 +37,7 @@ def enqueue_signal(
         .with_for_update()
     ).first()
     if starting is None:
-        _enqueue(connection, "signal", name, job_id, product_id, payload, now)
+        _enqueue(connection, "signal", name, job_id=job_id, product_id=product_id, payload=payload, now=now)
 
 
 def signal_children(job: OpenJob, *, only_until: str | None = None) -> int:
@@ -70,7 +70,14 @@ def drop_signals(connection: Connection, job_id: str) -> None:
 
 
 def _enqueue(
-    connection: Connection, kind: str, name: str, job_id: str, product_id: str, payload: dict[str, Any], now: datetime
+    connection: Connection,
+    kind: str,
+    name: str,
+    *,
+    job_id: str,
+    product_id: str,
+    payload: dict[str, Any],
+    now: datetime,
 ) -> None:
     connection.execute(
         insert(outbox).values(
@@ -127,9 +134,7 @@ def failed(connection: Connection, row_id: int, error: str, now: datetime, retry
 
 def stale(connection: Connection, before: datetime, limit: int) -> tuple[OutboxRow, ...]:
     """Return undelivered rows that were written before a time, oldest first."""
-    rows = connection.execute(
-        select(outbox).where(outbox.c.created_at < before).order_by(outbox.c.id).limit(limit)
-    )
+    rows = connection.execute(select(outbox).where(outbox.c.created_at < before).order_by(outbox.c.id).limit(limit))
     return tuple(_row(row, attempts=row.attempts) for row in rows)
 
 

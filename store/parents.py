@@ -30,9 +30,7 @@ def parents_of(connection: Connection, job_id: str) -> tuple[DependencyView, ...
 
 def children_of(connection: Connection, job_id: str) -> tuple[str, ...]:
     """Return the ids of the jobs that name `job_id` among their parents."""
-    rows = connection.execute(
-        select(edges.c.child_id).where(edges.c.parent_id == job_id).order_by(edges.c.child_id)
-    )
+    rows = connection.execute(select(edges.c.child_id).where(edges.c.parent_id == job_id).order_by(edges.c.child_id))
     return tuple(row.child_id for row in rows)
 
 

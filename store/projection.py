@@ -29,9 +29,7 @@ def record(connection: Connection, job_id: str, seq: int, change: Record, now: d
     """
     job = open_job(connection, job_id, now)
     sha256 = digest(change.model_dump(mode="json"))
-    known = connection.execute(
-        select(records).where(records.c.job_id == job_id, records.c.seq == seq)
-    ).one_or_none()
+    known = connection.execute(select(records).where(records.c.job_id == job_id, records.c.seq == seq)).one_or_none()
     if known is not None:
         if known.sha256 != sha256:
             raise Conflict(f"job {job_id}: record {seq} was written before with other content", job_id=job_id, seq=seq)
@@ -79,9 +77,7 @@ def stages_to_go(present: Stage, path: tuple[Stage, ...]) -> tuple[Stage, ...]:
             finish=str(Stage.ASSIGNED),
         )
     check_transition(present, path[0])
-    raise IllegalTransition(
-        f"a job cannot go {' → '.join((present, *path))}", start=str(present), finish=str(path[-1])
-    )
+    raise IllegalTransition(f"a job cannot go {' → '.join((present, *path))}", start=str(present), finish=str(path[-1]))
 
 
 def _legal(present: Stage, path: tuple[Stage, ...]) -> bool:
@@ -101,9 +97,7 @@ def _end_attempt(job: OpenJob, change: Record) -> None:
     if change.usage is not None:
         known["usage"] = change.usage.model_dump(mode="json")
     if known:
-        job.connection.execute(
-            update(runs).where(runs.c.job_id == job.id, runs.c.epoch == change.epoch).values(known)
-        )
+        job.connection.execute(update(runs).where(runs.c.job_id == job.id, runs.c.epoch == change.epoch).values(known))
     if change.attempt_outcome is not None:
         end_run(job, change.epoch, change.attempt_outcome, change.attempt_message)
 
@@ -175,7 +169,7 @@ def requeue(connection: Connection, job_id: str, now: datetime, by: str, note: s
     job.event("decision.requeue", told, {"by": by, "reason": note})
     job.move(Stage.QUEUED)
     ready = parents_state(connection, job_id).outcome == "ready"
-    life = job.row.life + 1
+    life: int = job.row.life + 1
     job.set(life=life, note=note, conditions=[], held=None if ready else "parents", reclaims=0, ended_at=None)
     job.set(queued_at=now, candidate_sha="", verdict=None, excluded_factories=[])
     job.save()

@@ -9,7 +9,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, func, literal, select, tuple_
+from sqlalchemy import Connection, exists, func, literal, select, tuple_
 
 from core.attempt import Usage
 from core.errors import InvalidInput
@@ -18,6 +18,7 @@ from core.lifecycle import ENDED
 from store.admission import living_grant
 from store.chain import check_chain
 from store.column_types import UtcDateTime
+from store.database import AnyRow
 from store.open_job import no_such_job
 from store.parents import parents_of, parents_state
 from store.tables import events, jobs, leases, logs, outbox, runs
@@ -81,7 +82,7 @@ def page(
     )
 
 
-def _cursor(row: Row[Any]) -> str:
+def _cursor(row: AnyRow) -> str:
     return base64.urlsafe_b64encode(f"{row.submitted_at.isoformat()} {row.id}".encode()).decode()
 
 
@@ -96,7 +97,7 @@ def _read_cursor(cursor: str) -> tuple[datetime, str]:
     return moment, job_id
 
 
-def _view(row: Row[Any], found: Sequence[AttemptView]) -> JobView:
+def _view(row: AnyRow, found: Sequence[AttemptView]) -> JobView:
     spec = row.spec
     profile = spec.get("profile")
     shown = row._asdict() | {
@@ -149,7 +150,7 @@ def attempts(connection: Connection, job_ids: Sequence[str]) -> dict[str, tuple[
     return {job_id: tuple(views) for job_id, views in found.items()}
 
 
-def _attempt(row: Row[Any]) -> AttemptView:
+def _attempt(row: AnyRow) -> AttemptView:
     result = row.result or {}
     known = {"exit_code": result.get("exit_code"), "session_id": result.get("session_id"), "usage": row.usage or {}}
     return AttemptView.model_validate(row._asdict() | known)
@@ -186,10 +187,7 @@ def event_log(connection: Connection, job_id: str, after_seq: int, limit: int) -
 
 def _events(connection: Connection, job_id: str, after_seq: int, limit: int) -> tuple[EventView, ...]:
     rows = connection.execute(
-        select(events)
-        .where(events.c.job_id == job_id, events.c.seq > after_seq)
-        .order_by(events.c.seq)
-        .limit(limit)
+        select(events).where(events.c.job_id == job_id, events.c.seq > after_seq).order_by(events.c.seq).limit(limit)
     )
     return tuple(EventView.model_validate(row._asdict()) for row in rows)
 
@@ -217,9 +215,7 @@ def verify_chain(connection: Connection, job_id: str) -> ChainReport:
         NotFound: there is no such job.
 
     """
-    row = connection.execute(
-        select(jobs.c.event_seq, jobs.c.event_hash).where(jobs.c.id == job_id)
-    ).one_or_none()
+    row = connection.execute(select(jobs.c.event_seq, jobs.c.event_hash).where(jobs.c.id == job_id)).one_or_none()
     if row is None:
         raise no_such_job(job_id)
     return check_chain(job_id, _all_events(connection, job_id), last_seq=row.event_seq, last_hash=row.event_hash)
@@ -256,6 +252,7 @@ def start_payload(connection: Connection, job_id: str) -> StartPayload:
     return StartPayload(
         job_id=job_id,
         product_id=row.product_id,
+        stage=row.stage,
         spec=JobSpec.model_validate(row.spec),
         grant=grant,
         life=row.life,
@@ -268,7 +265,7 @@ def start_payload(connection: Connection, job_id: str) -> StartPayload:
     )
 
 
-def _last_attempt(last: Row[Any]) -> dict[str, Any]:
+def _last_attempt(last: AnyRow) -> dict[str, Any]:
     session = (last.result or {}).get("session_id")
     failed = last.outcome not in (None, "succeeded")
     failure = f"{last.outcome}: {last.message}" if failed else ""

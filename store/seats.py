@@ -7,11 +7,10 @@ one transaction, always the factory before the station.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, func, select, update
 
-from store.database import serialise
+from store.database import AnyRow, serialise
 from store.tables import factories, leases, stations
 from store.views import LeaseState, SeatCorrection
 
@@ -42,7 +41,7 @@ def take_seat(connection: Connection, factory: str, engine: str) -> str | None:
     return host if taken.rowcount == 1 else None
 
 
-def end_lease(connection: Connection, lease: Row[Any], state: LeaseState, now: datetime, reason: str = "") -> bool:
+def end_lease(connection: Connection, lease: AnyRow, state: LeaseState, now: datetime, reason: str = "") -> bool:
     """Bring a lease to its end and give its seat back; return whether it held one."""
     connection.execute(
         update(leases)
@@ -94,9 +93,7 @@ def recount_seats(connection: Connection) -> tuple[SeatCorrection, ...]:
 
 def _correct(connection: Connection, correction: SeatCorrection) -> None:
     if not correction.engine:
-        connection.execute(
-            update(factories).where(factories.c.name == correction.factory).values(busy=correction.now)
-        )
+        connection.execute(update(factories).where(factories.c.name == correction.factory).values(busy=correction.now))
         return
     connection.execute(
         update(stations)

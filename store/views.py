@@ -6,6 +6,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
+from pydantic import Field
+
 from core.attempt import Grant, Usage
 from core.job import Condition, JobSpec, Message, Priority, Stage
 from core.router_explain import Explanation
@@ -130,7 +132,7 @@ class EventView(Message):
     type: str
     epoch: int = 0
     message: str = ""
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = Field(default_factory=dict)
     prev_hash: str
     hash: str
     product_id: str = "default"
@@ -228,6 +230,8 @@ class StartPayload(Message):
 
     job_id: str
     product_id: str
+    stage: Stage
+    """An ended stage: the message is old, and nothing is to be started."""
     spec: JobSpec
     grant: Grant | None
     life: int

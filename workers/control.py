@@ -60,7 +60,7 @@ class Dispatcher:
         self._ledger = ledger
         self._jobs = jobs
         self._pause_s = settings.outbox_retry_s
-        self._factory_silence_s = max(3 * settings.factory_beat_s, 1.0)
+        self._factory_silence = timedelta(seconds=max(3 * settings.factory_beat_s, 1.0))
         self._wanted = asyncio.Event()
 
     def wake(self) -> None:
@@ -83,8 +83,8 @@ class Dispatcher:
     async def _pass(self, woken: bool) -> None:
         now = datetime.now(UTC)
         if not woken:
-            await self._ledger.sweep_factories(now=now, ttl_s=self._factory_silence_s)
-        await self._ledger.dispatch(now=now)
+            await self._ledger.sweep_factories(now, self._factory_silence)
+        await self._ledger.dispatch(now)
         await self._jobs.deliver_due()
 
 
@@ -155,7 +155,7 @@ async def main() -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    ledger = await open_ledger(settings)
+    ledger = open_ledger(settings)
     client = await connect_patiently(settings, stop)
     if client is not None:
         await ensure_schedule(client, settings.reconcile_s)

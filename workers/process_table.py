@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import os
 import sys
+from signal import SIGKILL
 
 LINUX = sys.platform.startswith("linux")
-SIGTERM, SIGKILL = 15, 9
-"""Spelled out because importing `signal` costs a third of a bare interpreter's start."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _ENDED = "ZX"

@@ -68,7 +68,21 @@ class Snapshot:
     """Everything that git would take."""
     clean_tree: str
     """The same without what is quarantined."""
+    changed: bool
+    """It differs from the commit that the attempt started from."""
     quarantined: tuple[Quarantined, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint."""
+
+    sha: str
+    """Commit with everything, which the mirror on this machine holds."""
+    pushed: str
+    """Newest checkpoint that the remote holds; empty when there is none."""
+    pushed_tree: str
+    """Tree of the snapshot that `pushed` was made from."""
 
 
 class Salvage:
@@ -90,21 +104,26 @@ class Salvage:
         changed, quarantined = self._look_through()
         if not changed:
             tree = self._git("rev-parse", f"{self.place.base}^{{tree}}")
-            return Snapshot(tree, tree)
+            return Snapshot(tree, tree, changed=False)
         tree = self._git("write-tree")
         _write_json(self._folder / "quarantine.json", [{"path": q.path, "reason": q.reason} for q in quarantined])
         if not quarantined:
-            return Snapshot(tree, tree)
-        return Snapshot(tree, self._without(quarantined, changed), tuple(quarantined))
+            return Snapshot(tree, tree, changed=True)
+        return Snapshot(tree, self._without(quarantined, changed), True, tuple(quarantined))
 
-    def commit(self, tree: str, message: str) -> str:
+    def save(self, snapshot: Snapshot, message: str, previous: Saved | None = None) -> Saved:
+        """Commit a snapshot, keep all of it in the mirror and push what may leave."""
+        sha = self._commit(snapshot.tree, message)
+        self._git("update-ref", self.place.wip_ref, sha)
+        clean = sha if snapshot.clean_tree == snapshot.tree else self._commit(snapshot.clean_tree, message)
+        if self.push(clean):
+            return Saved(sha, clean, snapshot.tree)
+        return Saved(sha, previous.pushed if previous else "", previous.pushed_tree if previous else "")
+
+    def _commit(self, tree: str, message: str) -> str:
         """Commit a tree on top of the worktree's HEAD, so that commits of the engine's own are kept as well."""
         head = self._git("rev-parse", "--verify", "-q", "HEAD", accept=(0, 1, 128)) or self.place.base
         return self._git("commit-tree", tree, "-p", head, "-m", message, env=WHO)
-
-    def keep(self, sha: str) -> None:
-        """Let the attempt's ref in the mirror hold the full checkpoint."""
-        self._git("update-ref", self.place.wip_ref, sha)
 
     def push(self, sha: str) -> bool:
         """Push the checkpoint to the attempt's ref, if the fence still allows this epoch to write."""

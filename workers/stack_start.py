@@ -121,9 +121,7 @@ def _settled(home: Path, progress: Progress) -> StackState | None:
     return state
 
 
-def launch_steward(
-    home: Path, progress: Progress, factories: int | None, foreground: bool
-) -> subprocess.Popen[bytes]:
+def launch_steward(home: Path, progress: Progress, factories: int | None, foreground: bool) -> subprocess.Popen[bytes]:
     """Start the steward of `home` in a session of its own."""
     from store.settings_source import read_settings  # noqa: PLC0415 - only a start needs it, and it takes a while
 

@@ -4,8 +4,8 @@ One supervisor stands beside the factory agent for each running engine or verify
 session of its own, writes its output straight into files, holds it to its wall time and its lease, checkpoints the
 worktree, and in the end kills every descendant: it is their subreaper, so that no `setsid` and no double fork escapes.
 
-    agent ──stdin──▶ first line {"env", "git_env", "remote_env"} (never on disk), then {"op": "beat" | "stop" | "sealed" | "bye"}
-    agent ◀─stdout── {"event": "started" | "checkpoint" | "exited", …}
+    agent ──stdin──▶ first {"env", "git_env", "remote_env"} (never on disk), then {"op": "beat|stop|sealed|bye", …}
+    agent ◀─stdout── {"event": "started|checkpoint|exited", …}
 
 Standard input is the life line. When it ends without `bye`, or the lease runs out because nobody renewed it, the
 supervisor kills, salvages, pushes the checkpoint and sends a death certificate to the API itself. It says what it did
@@ -20,8 +20,10 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import sys
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120 - pathlib is slow
@@ -38,14 +40,7 @@ KILL_LIMIT_S = 10.0
 """After this time a descendant that cannot be killed (stuck in the kernel) is reported instead of waited for."""
 ABANDONED = ("agent_died", "fenced")
 """Ends after which nobody else will save the work or tell of the death."""
-
-
-def write_json(path: str, value: object) -> None:
-    """Replace a file by `value` as JSON, at once."""
-    draft = f"{path}.{os.getpid()}"
-    with open(draft, "w", encoding="utf-8") as file:  # noqa: PTH123
-        json.dump(value, file)
-    os.replace(draft, path)  # noqa: PTH105
+APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
 class LifeLine:
@@ -96,37 +91,38 @@ class Supervisor:
         self.line = line
         self.folder = str(spec["run_dir"])
         self.environments = line.first()
-        self.salvage: Salvage | None = None
         self.engine = 0
         self.saver = 0
         """Process that takes a checkpoint beside the running engine; 0 when there is none."""
         self.statuses: dict[int, int] = {}
+        """Wait status of every child that has ended."""
         self.reason = ""
         self.sealed = ""
         self.said_bye = False
-        self.checkpoint: dict[str, Any] = {}
+        self.snapshot: Snapshot | None = None
+        self.checkpoint: dict[str, str] = {}
         self.state: dict[str, Any] = {"job_id": spec["job_id"], "epoch": spec["epoch"]}
         now = time.monotonic()
         self.wall_at = now + float(spec["timeout_s"])
-        self.lease_at = now + float(spec["lease_s"]) if spec.get("lease_s") else float("inf")
+        self.lease_at = now + float(spec.get("lease_s") or "inf")
         self.kill_at = float("inf")
         self.scan_at = now + FIRST_SCAN_S
-        self.save_at = now + float(spec.get("checkpoint_s") or "inf") if spec.get("git") else float("inf")
+        self.save_at = now + float(spec["checkpoint_s"]) if spec.get("git") else float("inf")
 
     def run(self) -> None:
         """Live the whole life."""
-        if self.line.ended:
-            return
-        processes.become_subreaper()
-        started_at = time.time()
-        self._start()
-        self._watch()
-        group_dead = self._kill_all()
-        self._finish(started_at, group_dead)
-        if self.reason not in ABANDONED:
-            self._wait_for_bye()
-        if self.reason in ABANDONED and not self.said_bye:
-            self._abandoned(group_dead)
+        group_dead = True
+        if not self.line.ended:
+            processes.become_subreaper()
+            started_at = time.time()
+            self._start()
+            self._watch()
+            group_dead = self._kill_all()
+            self._finish(started_at, group_dead)
+            if self.reason not in ABANDONED:
+                self._wait_for_bye()
+        if not self.said_bye:
+            self._hand_over(group_dead)
 
     # --- start --------------------------------------------------------------------------------------------------------
 
@@ -137,28 +133,26 @@ class Supervisor:
         self.state["supervisor"] = {"pid": os.getpid(), "birth": processes.birth_of(os.getpid())}
         self.state["engine"] = {"pid": self.engine, "birth": processes.birth_of(self.engine)}
         self.state["descendants"] = {}
-        self._write_state()
+        self._write("state.json", self.state)
         self.line.say("started", pid=self.engine)
 
     def _become_engine(self) -> None:
         """Turn the forked child into the command; never returns."""
-        error = 2
         try:
             os.setsid()
             processes.die_with_parent()
-            _default_signals()
-            streams = ((self.spec.get("stdin") or os.devnull, os.O_RDONLY), ("out.log", _APPEND), ("err.log", _APPEND))
-            for number, (name, flags) in enumerate(streams):
-                descriptor = os.open(os.path.join(self.folder, str(name)), flags, 0o600)  # noqa: PTH118
-                os.dup2(descriptor, number)
+            for number in (signal.SIGPIPE, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            streams = ((self.spec.get("stdin") or os.devnull, os.O_RDONLY), ("out.log", APPEND), ("err.log", APPEND))
+            for descriptor, (name, flags) in enumerate(streams):
+                os.dup2(os.open(f"{self.folder}/{name}" if flags == APPEND else name, flags, 0o600), descriptor)
             os.chdir(self.spec["cwd"])
             env = dict(self.environments.get("env", {}))
             env["GIGAFACTORY_ATTEMPT"] = f"{self.spec['job_id']}.{self.spec['epoch']}"
             env["GIGAFACTORY_RUN_DIR"] = self.folder
-            argv = [str(word) for word in self.spec["argv"]]
-            os.execvpe(argv[0], argv, env)  # noqa: S606 - a list of arguments, no shell
+            os.execvpe(self.spec["argv"][0], self.spec["argv"], env)  # noqa: S606 - a list of arguments, no shell
         except OSError as problem:
-            os.write(error, f"cannot start {self.spec['argv'][0]}: {problem.strerror}\n".encode())
+            os.write(2, f"cannot start {self.spec['argv'][0]}: {problem.strerror}\n".encode())
         finally:
             os._exit(127)
 
@@ -169,10 +163,10 @@ class Supervisor:
         poller = select.poll()
         poller.register(self.line.fd, select.POLLIN)
         engine_fd = _pidfd(self.engine)
-        if engine_fd is not None:
+        if engine_fd >= 0:
             poller.register(engine_fd, select.POLLIN)
         while True:
-            ready = {fd for fd, _ in poller.poll(self._pause_ms(engine_fd is not None))}
+            ready = {fd for fd, _ in poller.poll(self._pause_ms(engine_fd >= 0))}
             self._reap()
             if self.engine in self.statuses:
                 self.reason = self.reason or "exited"
@@ -181,7 +175,7 @@ class Supervisor:
                 self._obey(self.line.read())
             if self._due():
                 break
-        if engine_fd is not None:
+        if engine_fd >= 0:
             os.close(engine_fd)
 
     def _pause_ms(self, has_pidfd: bool) -> int:
@@ -207,33 +201,31 @@ class Supervisor:
         self.reason = self.reason or reason
         self.kill_at = min(self.kill_at, time.monotonic() + grace_s)
         if grace_s > 0:
-            processes.kill(-self.engine, processes.SIGTERM)
+            processes.kill(-self.engine, signal.SIGTERM)
 
     def _due(self) -> bool:
         """Do what its time has come for; return whether the run has to end now."""
         now = time.monotonic()
-        if now >= self.kill_at:
-            return True
         if now >= self.lease_at:
             self.reason = "fenced"
             return True
         if now >= self.wall_at:
             self.wall_at = float("inf")
-            self._stop("timeout", float(self.spec.get("grace_s", 0)))
+            self._stop("timeout", float(self.spec["grace_s"]))
         if now >= self.scan_at:
             self._note_descendants()
             self.scan_at = now + SCAN_S
         if now >= self.save_at:
             self._start_saving()
             self.save_at = now + float(self.spec["checkpoint_s"])
-        return False
+        return now >= self.kill_at
 
     def _note_descendants(self) -> None:
         """Write down who runs, for the agent that may have to kill them without us."""
         known = {str(pid): birth for pid, birth in processes.living_descendants(os.getpid()).items()}
         if known != self.state["descendants"]:
             self.state["descendants"] = known
-            self._write_state()
+            self._write("state.json", self.state)
 
     def _start_saving(self) -> None:
         """Take a checkpoint in a process of its own, so that a slow push never delays a kill."""
@@ -247,27 +239,21 @@ class Supervisor:
                 os._exit(0)
 
     def _save_beside(self) -> None:
-        snapshot = self._salvage().snapshot()
-        if snapshot.tree == self.checkpoint.get("tree"):
-            return
-        saved = self._commit(snapshot)
-        write_json(os.path.join(self.folder, "checkpoint.json"), saved)  # noqa: PTH118
+        snapshot = self._salvage.snapshot()
+        if self._is_news(snapshot):
+            self._write("checkpoint.json", self._save(snapshot))
 
     def _saver_ended(self) -> None:
         self.saver = 0
         try:
-            with open(os.path.join(self.folder, "checkpoint.json"), encoding="utf-8") as file:  # noqa: PTH118, PTH123
+            with open(f"{self.folder}/checkpoint.json", encoding="utf-8") as file:  # noqa: PTH123
                 saved = json.load(file)
         except FileNotFoundError:
             return
         if saved != self.checkpoint:
-            self.checkpoint = saved
-            self.state["checkpoint"] = saved
-            self._write_state()
+            self.checkpoint = self.state["checkpoint"] = saved
+            self._write("state.json", self.state)
             self.line.say("checkpoint", sha=saved["sha"], pushed=saved["pushed"])
-
-    def _write_state(self) -> None:
-        write_json(os.path.join(self.folder, "state.json"), self.state)  # noqa: PTH118
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -287,59 +273,54 @@ class Supervisor:
     def _kill_all(self) -> bool:
         """Kill until there is nothing left to kill; return whether that was reached.
 
-        A process without children has no descendants, since orphans come to their subreaper. Without a subreaper the
-        marker in the environment has to do.
+        A process without children has no descendants, since orphans come to their subreaper. The marker finds those
+        that were started through somebody else, and everything where there is no subreaper.
         """
         limit = time.monotonic() + KILL_LIMIT_S
         marker = f"GIGAFACTORY_RUN_DIR={self.folder}"
         look_around = self.reason != "exited" or not processes.LINUX
         while time.monotonic() < limit:
-            alive = processes.living_descendants(os.getpid())
-            if look_around:
-                alive |= processes.marked_processes(marker)
-            for pid in alive:
+            victims = processes.living_descendants(os.getpid())
+            if not victims and not self._reap():
+                victims = processes.marked_processes(marker) if look_around else {}
+                if not victims:
+                    return True
+            for pid in victims:
                 processes.kill(pid)
-            if not self._reap() and not alive:
-                return True
-            time.sleep(0.002)
+            self._reap()
+            time.sleep(0.001 if victims else 0)
         return False
 
     def _finish(self, started_at: float, group_dead: bool) -> None:
         status = self.statuses.get(self.engine, 0)
-        exit_fields: dict[str, Any] = {
+        outcome: dict[str, Any] = {
             "exit_code": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
             "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
             "reason": self.reason,
             "group_dead": group_dead,
             "started_at": started_at,
             "ended_at": time.time(),
-            "tree": "",
-            "clean_tree": "",
-            "quarantined": [],
             "problem": "",
         }
         if self.spec.get("git"):
-            exit_fields |= self._last_snapshot()
-        exit_fields["checkpoint_sha"] = self.checkpoint.get("sha", "")
-        write_json(os.path.join(self.folder, "exit.json"), exit_fields)  # noqa: PTH118
-        self.line.say("exited", **exit_fields)
+            outcome |= self._last_snapshot()
+        outcome["checkpoint_sha"] = self.checkpoint.get("pushed", "")
+        self._write("exit.json", outcome)
+        self.line.say("exited", **outcome)
 
     def _last_snapshot(self) -> dict[str, Any]:
         try:
-            snapshot = self._salvage().snapshot()
-            if self.reason in ABANDONED:
-                self.checkpoint = self._commit(snapshot)
-        except (OSError, ValueError) as problem:  # a full disk, a worktree that was deleted: say so, go on
-            return {"problem": str(problem)}
-        quarantined = [{"path": q.path, "reason": q.reason} for q in snapshot.quarantined]
-        self._snapshot = snapshot
-        return {"tree": snapshot.tree, "clean_tree": snapshot.clean_tree, "quarantined": quarantined}
+            self.snapshot = found = self._salvage.snapshot()
+        except Exception as problem:  # noqa: BLE001 - a full disk, a worktree that was deleted: say so and go on
+            return {"problem": f"the work could not be saved: {problem}"}
+        quarantined = [{"path": q.path, "reason": q.reason} for q in found.quarantined]
+        trees = {"tree": found.tree, "clean_tree": found.clean_tree, "changed": found.changed}
+        return {**trees, "quarantined": quarantined}
 
     def _wait_for_bye(self) -> None:
         """Stay until the agent has handed the work on; it may die on the way."""
         poller = select.poll()
         poller.register(self.line.fd, select.POLLIN)
-        self.kill_at = float("inf")
         while not self.said_bye and not self.line.ended:
             wait_s = min(self.lease_at - time.monotonic(), 3600.0)
             if wait_s <= 0:
@@ -348,35 +329,97 @@ class Supervisor:
             if poller.poll(int(wait_s * 1000) + 1):
                 self._obey(self.line.read())
 
-    def _abandoned(self, group_dead: bool) -> None:
-        """Save the work and tell of the death; nobody else will."""
-        from workers import certificate  # noqa: PLC0415 - only needed here
+    def _hand_over(self, group_dead: bool) -> None:
+        """Save the work and tell of the death, because nobody else will."""
+        pushed = self.checkpoint.get("pushed", "")
+        if self.sealed:
+            pushed = self.sealed if self._salvage.push(self.sealed) else pushed
+        elif self.snapshot and self._is_news(self.snapshot):
+            self.checkpoint = self.state["checkpoint"] = self._save(self.snapshot)
+            self._write("state.json", self.state)
+            pushed = self.checkpoint["pushed"]
+        if self.spec.get("certify"):
+            from workers import certificate  # noqa: PLC0415 - only needed here
 
-        sha = self.sealed
-        if self.spec.get("git"):
-            if sha:
-                self._salvage().push(sha)
-            elif self.reason in ABANDONED and not self.checkpoint.get("final"):
-                self.checkpoint = self._commit(self._snapshot)
-        sha = sha or str(self.checkpoint.get("pushed", ""))
-        certificate.deliver(self.spec, group_dead=group_dead, checkpoint_sha=sha, reason=self.reason)
+            certificate.deliver(self.spec, group_dead=group_dead, checkpoint_sha=pushed, reason=self.reason)
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
+    @cached_property
     def _salvage(self) -> Salvage:
-        if self.salvage is None:
-            from pathlib import Path  # noqa: PLC0415 - not before the engine runs
+        from pathlib import Path  # noqa: PLC0415 - not before the engine runs
 
-            from workers.salvage import GitPlace, Salvage  # noqa: PLC0415 - the same
+        from workers.salvage import GitPlace, Salvage  # noqa: PLC0415 - the same
 
-            place = GitPlace.of(self.spec["git"])
-            names = (self.environments.get("git_env", {}), self.environments.get("remote_env", {}))
-            self.salvage = Salvage(place, Path(self.folder), *names)
-        return self.salvage
+        git_env, remote_env = self.environments.get("git_env", {}), self.environments.get("remote_env", {})
+        return Salvage(GitPlace.of(self.spec["git"]), Path(self.folder), git_env, remote_env)
 
-    def _commit(self, snapshot: Snapshot) -> dict[str, Any]:
-        """Commit and push a snapshot; return what was saved, `pushed` being what the remote has."""
-        ...
+    def _is_news(self, snapshot: Snapshot) -> bool:
+        return snapshot.changed and snapshot.tree != self.checkpoint.get("pushed_tree")
+
+    def _save(self, snapshot: Snapshot) -> dict[str, str]:
+        from workers.salvage import Saved  # noqa: PLC0415 - loaded by now
+
+        message = f"Checkpoint of {self.spec['job_id']}, epoch {self.spec['epoch']}"
+        saved = self._salvage.save(snapshot, message, Saved(**self.checkpoint) if self.checkpoint else None)
+        return {"sha": saved.sha, "pushed": saved.pushed, "pushed_tree": saved.pushed_tree}
+
+    def _write(self, name: str, value: object) -> None:
+        """Replace a file in the run's folder by `value` as JSON, at once."""
+        draft = f"{self.folder}/{name}.{os.getpid()}"
+        with open(draft, "w", encoding="utf-8") as file:  # noqa: PTH123
+            json.dump(value, file)
+        os.replace(draft, f"{self.folder}/{name}")  # noqa: PTH105
 
 
-_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+def _pidfd(pid: int) -> int:
+    """Return a descriptor that becomes readable when the child ends; -1 where there is no such thing."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return -1
+
+
+def supervise(spec_path: str, commands: int, answers: int) -> None:
+    """Live one supervisor's life; what goes wrong in ours is written to `supervisor.log` beside the specification."""
+    try:
+        with open(spec_path, encoding="utf-8") as file:  # noqa: PTH123
+            spec = json.load(file)
+        Supervisor(spec, LifeLine(commands, answers)).run()
+    except BaseException:
+        import traceback  # noqa: PLC0415 - only needed here
+
+        with open(f"{os.path.dirname(spec_path)}/supervisor.log", "a", encoding="utf-8") as log:  # noqa: PTH120, PTH123
+            traceback.print_exc(file=log)
+        raise
+
+
+def nursery(channel_fd: int) -> None:
+    """Fork a supervisor for each message on the channel (path of a specification, two descriptors), until it ends."""
+    import socket  # noqa: PLC0415 - not needed by a supervisor
+
+    from workers import salvage  # noqa: F401, PLC0415 - loaded once, for all
+
+    channel = socket.socket(fileno=channel_fd)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them here
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(channel, 65536, 2)
+        if not message:
+            return
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.setsid()
+            channel.close()
+            try:
+                supervise(message.decode(), *descriptors)
+            finally:
+                os._exit(0)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--nursery":
+        nursery(int(sys.argv[2]))
+    else:
+        supervise(sys.argv[1], 0, 1)

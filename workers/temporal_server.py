@@ -256,7 +256,7 @@ async def _build(target: Path, environ: Mapping[str, str], tell: Tell) -> str:
     go = shutil.which("go", path=environ.get("PATH", ""))
     if go is None:
         return f"Go is not installed (Go >= 1.21 fetches the {GO_NEEDED} that this needs)"
-    tell("building the Temporal server with Go (about 3 minutes and 2 GB of Go's own cache, once)")
+    tell("building the Temporal server with Go (once; 3 to 5 minutes, 3 GB in the caches of Go)")
     folder = target.parent.parent / f"build-{os.getpid()}"
     command = [go, "install", GO_PACKAGE]
     try:

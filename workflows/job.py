@@ -137,7 +137,7 @@ class JobWorkflow:
             spec=arg.spec,
             policy=arg.policy,
             epoch=arg.epoch,
-            resume=Resume(note=arg.note, failure=arg.failure),
+            resume=Resume(note=arg.note, failure=arg.failure, session_id=arg.session_id, engine=arg.engine),
         )
         self._inbox: deque[Event] = deque([Started(grant=arg.grant)])
         self._writes = arg.life * RECORDS_PER_LIFE

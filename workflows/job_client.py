@@ -24,8 +24,7 @@ from core.job_messages import CONTROL_QUEUE, ActReply, ActRequest, JobInput
 from core.lifecycle import ENDED
 from core.settings import Settings
 from store.ledger import Ledger
-from store.outbox import OutboxRow
-from store.views import JobView
+from store.views import JobView, OutboxRow
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +56,7 @@ class JobClient:
         A row that cannot be delivered now stays for the next pass of any process.
         """
         delivered = 0
-        while rows := await self._ledger.claim_outbox(now=_now(), limit=DELIVERY_BATCH):
+        while rows := await self._ledger.claim_outbox(_now(), DELIVERY_BATCH):
             gate = asyncio.Semaphore(PARALLEL_DELIVERIES)
             results = await asyncio.gather(*(self._try(row, gate) for row in rows))
             delivered += sum(results)
@@ -70,10 +69,10 @@ class JobClient:
             try:
                 await self.deliver(row)
             except (RPCError, OSError, RuntimeError) as error:
-                await self._ledger.outbox_failed(row.id, str(error), now=_now())
+                await self._ledger.outbox_failed(row.id, str(error), _now())
                 log.warning("outbox.delivery_failed", job_id=row.job_id, kind=row.kind, error=str(error))
                 return False
-            await self._ledger.outbox_done(row.id, now=_now())
+            await self._ledger.outbox_done(row.id)
             return True
 
     async def deliver(self, row: OutboxRow) -> None:
@@ -86,7 +85,7 @@ class JobClient:
     async def _start(self, job_id: str) -> None:
         """Start the job's workflow with the grant it already has; one that runs already is left alone."""
         payload = await self._ledger.start_payload(job_id)
-        if payload is None:
+        if payload.stage in ENDED:
             return
         spec, grant = payload.spec, payload.grant
         argument = JobInput(
@@ -99,6 +98,8 @@ class JobClient:
             epoch=payload.epoch if grant is None else grant.epoch - 1,
             note=payload.note,
             failure=payload.failure,
+            session_id=payload.session_id,
+            engine=payload.engine,
         )
         attributes: list[SearchAttributePair[Any]] = [
             SearchAttributePair(GF_STAGE, (Stage.BUILDING if grant else Stage.QUEUED).value),
@@ -131,7 +132,8 @@ class JobClient:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
             if row.name == "granted":
-                await self._ledger.grant_undeliverable(row.job_id, int(row.payload["epoch"]), now=_now())
+                epoch = int(row.payload["epoch"])
+                await self._ledger.release_grant(row.job_id, epoch, "the job's workflow is gone", _now())
 
     async def act(self, job: JobView, action: str, *, sha: str = "", reason: str = "", by: str = "") -> ActReply:
         """Bring an operator's action to the job and return where the job is afterwards.
@@ -171,15 +173,15 @@ class JobClient:
                 job_id=job.id,
                 stage=str(job.stage),
             )
-        await self._ledger.requeue(job.id, by=by, note=reason, now=_now())
-        await self._ledger.dispatch(now=_now())
+        await self._ledger.requeue(job.id, _now(), by=by, note=reason)
+        await self._ledger.dispatch(_now())
         await self.deliver_due()
         return ActReply(stage=(await self._ledger.job(job.id)).stage)
 
 
 def _refusal(error: WorkflowUpdateFailedError, action: str, job_id: str) -> IllegalAction:
     cause = error.cause
-    message = cause.message if isinstance(cause, ApplicationError) else str(cause or error)
+    message = cause.message if isinstance(cause, ApplicationError) else str(cause)
     return IllegalAction(message, action=action, job_id=job_id)
 
 

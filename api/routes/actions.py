@@ -31,9 +31,7 @@ class ActionRequest(BaseModel):
 async def act(parts: Parts, caller: UserCaller, job_id: JobId, request: ActionRequest) -> ActionTaken:
     """Bring an action to a job; 409 `illegal_action` with the reason when it is not legal now."""
     job = await parts.ledger.job(job_id)
-    reply = await parts.temporal.jobs.act(
-        job, request.action, sha=request.sha, reason=request.reason, by=caller.name
-    )
+    reply = await parts.temporal.jobs.act(job, request.action, sha=request.sha, reason=request.reason, by=caller.name)
     parts.wakeups.notify(job_id)
     parts.dispatcher.wake()
     return ActionTaken(id=job_id, action=request.action, stage=reply.stage, conditions=reply.conditions)

@@ -1,9 +1,10 @@
-"""Looking at jobs: documents, lists, events, logs, the live stream, explanations, artifacts. *Does I/O: reads the ledger.*"""
+"""Looking at jobs: documents, lists, events, logs, the live stream, explanations, files. *Does I/O: the ledger.*"""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path as FilePath
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from fastapi.responses import FileResponse, StreamingResponse
@@ -38,9 +39,12 @@ JobId = Annotated[str, Path(pattern=PATTERN, description="Id of the job.")]
 After = Annotated[int, Query(ge=0, le=2**53, description="Give what follows this number.")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
-SSE_RESPONSE = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
-BYTES_RESPONSE = {200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}}
-DIFF_RESPONSE = {200: {"content": {"text/x-diff": {"schema": {"type": "string"}}}}}
+Responses = dict[int | str, dict[str, Any]]
+SSE_RESPONSE: Responses = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+BYTES_RESPONSE: Responses = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+}
+DIFF_RESPONSE: Responses = {200: {"content": {"text/x-diff": {"schema": {"type": "string"}}}}}
 
 
 @router.get("")
@@ -73,7 +77,6 @@ async def get_snapshot(parts: Parts, job_id: JobId) -> SnapshotDocument:
 @router.get("/{job_id}/events")
 async def list_events(parts: Parts, job_id: JobId, after: After = 0, limit: Limit = 500) -> EventList:
     """Return the job's event log, from the beginning or after an event."""
-    await parts.ledger.latest(job_id)
     events = await parts.ledger.events(job_id, after_seq=after, limit=limit)
     documents = tuple(event_document(event) for event in events)
     return EventList(events=documents, next_after=documents[-1].seq if documents else after)
@@ -94,7 +97,7 @@ async def list_logs(
     epoch: Annotated[int | None, Query(ge=1, description="Only this attempt.")] = None,
 ) -> LogList:
     """Return what the attempts printed, from the beginning or after a line."""
-    await parts.ledger.latest(job_id)
+    await parts.ledger.latest_ids(job_id)
     lines = await parts.ledger.read_logs(job_id, after_id=after, limit=limit, epoch=epoch)
     documents = tuple(log_document(line) for line in lines)
     return LogList(lines=documents, next_after=documents[-1].id if documents else after)
@@ -112,7 +115,7 @@ async def stream_job(
     Each id says how far the reader is (`e12-l345`); sent back as `Last-Event-ID`, nothing is lost or repeated.
     """
     start = Position.parse(last_event_id)
-    await parts.ledger.latest(job_id)
+    await parts.ledger.latest_ids(job_id)
     stream = JobStream(parts.ledger, parts.wakeups, parts.stopping)
     return StreamingResponse(
         stream.frames(job_id, start, follow=follow),
@@ -131,7 +134,7 @@ async def explain_job(parts: Parts, job_id: JobId) -> ExplanationDocument:
 @router.get("/{job_id}/artifacts")
 async def list_artifacts(parts: Parts, job_id: JobId) -> ArtifactList:
     """List the captured files of a job."""
-    await parts.ledger.latest(job_id)
+    await parts.ledger.latest_ids(job_id)
     found = await parts.ledger.artifacts(job_id)
     return ArtifactList(artifacts=tuple(artifact_document(artifact) for artifact in found))
 
@@ -146,7 +149,7 @@ async def get_artifact(
     """Return the bytes of a captured file, always as a download."""
     artifact = await find_artifact(parts.ledger, job_id, path, epoch=epoch)
     file = FilePath(artifact.location)
-    if not file.is_file():
+    if not await asyncio.to_thread(file.is_file):
         raise NotFound(f"the bytes of artifact {path} of job {job_id} epoch {epoch} are gone from {file}")
     return FileResponse(file, media_type="application/octet-stream", filename=file.name)
 

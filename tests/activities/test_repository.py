@@ -10,7 +10,7 @@ import pytest
 from activities.repository import resolve_repository
 from core.errors import InvalidInput
 from core.job import Repository, RepositoryKind
-from tests.activities.conftest import Checkout
+from tests.repositories import Checkout
 
 
 async def resolve(tmp_path: Path, **given: object) -> Repository:

@@ -83,16 +83,13 @@ class Seen:
 
     def tool_results(self) -> list[str]:
         """Return the outputs of tool calls in the conversation, oldest first, as text."""
-        found: list[str] = []
-        for item in self.body.get("input") or []:
-            if isinstance(item, dict) and item.get("type") in {"function_call_output", "custom_tool_call_output"}:
-                found.append(_flat(item.get("output")))
-        for message in self.body.get("messages") or []:
-            blocks = message.get("content")
-            for block in blocks if isinstance(blocks, list) else ():
-                if block.get("type") == "tool_result":
-                    found.append(_flat(block.get("content")))
-        return found
+        items = [item for item in self.body.get("input") or [] if isinstance(item, dict)]
+        kinds = {"function_call_output", "custom_tool_call_output"}
+        outputs = [item.get("output") for item in items if item.get("type") in kinds]
+        contents = [message.get("content") for message in self.body.get("messages") or []]
+        blocks = [block for content in contents if isinstance(content, list) for block in content]
+        outputs += [block.get("content") for block in blocks if block.get("type") == "tool_result"]
+        return [_flat(output) for output in outputs]
 
 
 def _flat(content: Any) -> str:
@@ -113,6 +110,8 @@ class ScriptedEndpoint:
         self.overrun = 0
         self.first_call = threading.Event()
         """Set when the first model call came in."""
+        self.call_came = threading.Event()
+        """Set at every model call; whoever waits clears it."""
         self.client_left = threading.Event()
         """Set when a client went away in the middle of an endless or hanging answer."""
         self.closing = threading.Event()
@@ -145,6 +144,7 @@ class ScriptedEndpoint:
         with self._lock:
             self.calls.append(seen)
             self.first_call.set()
+            self.call_came.set()
             if not self._script:
                 self.overrun += 1
                 return Failure(500, "api_error", "the test's script has no further answer")
@@ -249,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
 
-# --- Anthropic ----------------------------------------------------------------------------------------------------------
+# --- Anthropic -------------------------------------------------------------------------------------------------------
 
 
 def anthropic_events(answer: Answer, body: Any) -> Iterator[tuple[str, Event]]:
@@ -286,7 +286,7 @@ def anthropic_error(failure: Failure) -> Event:
     return {"type": "error", "error": {"type": failure.kind, "message": failure.message, **failure.extra}}
 
 
-# --- OpenAI -------------------------------------------------------------------------------------------------------------
+# --- OpenAI ----------------------------------------------------------------------------------------------------------
 
 
 def openai_events(answer: Answer, body: Any) -> Iterator[tuple[str, Event]]:

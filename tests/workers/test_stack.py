@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -91,7 +92,8 @@ def eventually(condition: Callable[[], bool], within_s: float = SOON_S) -> bool:
 
 
 def get(url: str) -> int:
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    """Return the status of a GET."""
+    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - a URL of our own
         return int(answer.status)
 
 
@@ -166,13 +168,9 @@ def test_up_against_another_version_refuses(stack: FakeStack) -> None:
     stack.up()
     state = stack.state
     os.kill(state.steward.pid, signal.SIGSTOP)  # so that it does not write its own version again
-    write_state(stack.home, StackState(**{**vars_of(state), "version": "99.0.0"}))
+    write_state(stack.home, replace(state, version="99.0.0"))
     with pytest.raises(Conflict, match=r"99\.0\.0.*this command line is version"):
         stack.up()
-
-
-def vars_of(state: StackState) -> dict[str, object]:
-    return {name: getattr(state, name) for name in StackState.__slots__}
 
 
 def test_stacks_side_by_side_keep_apart(tmp_path: Path) -> None:
@@ -318,7 +316,7 @@ def test_down_after_the_steward_was_killed_leaves_nothing(stack: FakeStack) -> N
     """`down` needs no steward: with it and the guard killed, parts are found by pid and birth."""
     stack.up()
     kill_steward(stack, with_guard=True)
-    assert len(stack.processes()) >= 4
+    assert len(stack.processes()) >= 3
     assert stop_stack(stack.home)
     assert stack.processes() == []
 
@@ -344,6 +342,7 @@ def test_up_over_a_killed_steward_starts_afresh(stack: FakeStack, with_guard: bo
 
 
 def kill_steward(stack: FakeStack, *, with_guard: bool = False) -> None:
+    """SIGKILL the steward, and the guard just before it."""
     state = stack.state
     if with_guard:
         os.kill(state.steward.pid, signal.SIGSTOP)  # or it would bring the guard back
@@ -379,6 +378,7 @@ def test_foreground_stack_ends_with_its_terminal(stack: FakeStack) -> None:
 
 
 def stack_starting() -> StackState:
+    """Return a record that is not ready."""
     return StackState("", "", "starting", "", ProcessId(0, ""))
 
 

@@ -17,6 +17,7 @@ from temporalio import workflow
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
+from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from workers import temporal_server
@@ -141,6 +142,47 @@ async def test_download_lands_in_the_cache(tmp_path: Path, monkeypatch: pytest.M
     assert source.origin == "download"
     assert await find_binary(environ) == ServerSource(origin="cache", binary=source.binary)
     assert sorted(path.name for path in (cache_dir(environ) / "temporal").iterdir()) == [".lock", "bin"]
+
+
+class FakeEnvironment:
+    """What the SDK returns once its server runs."""
+
+    async def shutdown(self) -> None:
+        """Stop nothing."""
+
+
+async def test_download_through_the_sdk_asks_for_a_loopback_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK is told where to put its server; the one it starts to do so is on the loopback address."""
+
+    async def start_local(*, download_dest_dir: str, ip: str) -> FakeEnvironment:
+        assert ip == "127.0.0.1"
+        put_program(Path(download_dest_dir) / "temporal-sdk-python-1.0", WORKING)
+        return FakeEnvironment()
+
+    monkeypatch.setattr(WorkflowEnvironment, "start_local", start_local)
+    assert (await obtain_binary(environ=bare_environ(tmp_path), tell=quiet)).origin == "download"
+
+
+@pytest.mark.parametrize(
+    ("hangs", "expected"), [(True, "nothing arrived"), (False, "error sending request")], ids=["hangs", "refused"]
+)
+async def test_download_that_cannot_work_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: bool, expected: str
+) -> None:
+    """A blocked network is noticed whether it refuses or stays silent."""
+
+    async def start_local(**_arguments: object) -> FakeEnvironment:
+        if hangs:
+            await asyncio.Event().wait()
+        raise RuntimeError("error sending request\nand more")
+
+    monkeypatch.setattr(WorkflowEnvironment, "start_local", start_local)
+    monkeypatch.setattr(temporal_server, "STALLED_DOWNLOAD_S", 0.1)
+    with pytest.raises(TemporalMissing, match=expected) as caught:
+        await obtain_binary(environ=bare_environ(tmp_path), tell=quiet)
+    assert "and more" not in caught.value.message
 
 
 async def test_build_follows_a_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

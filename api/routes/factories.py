@@ -1,0 +1,148 @@
+"""Factories: the list for people; for their agents reporting, beats, draining, leaving. *Does I/O: the ledger.*"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path
+from pydantic import Field
+
+from api.auth import Role, requires
+from api.backend import Parts, utc_now
+from api.documents import FactoryDocument, FactoryList, factory_document
+from core.errors import Conflict
+from core.job import Message
+from store.messages import FactoryState, FactoryStatus, Registration, StationOffer
+
+router = APIRouter(prefix="/fleet/factories", tags=["factories"])
+BY_USER = [Depends(requires(Role.USER))]
+BY_FACTORY = [Depends(requires(Role.FACTORY))]
+BY_EITHER = [Depends(requires(Role.USER, Role.FACTORY))]
+
+Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Name of the factory.")]
+Instance = Annotated[str, Field(min_length=1, max_length=100, description="Random id of the agent process.")]
+
+
+class StationReport(StationOffer):
+    """One engine of a factory."""
+
+    supports_resume: bool = False
+
+
+class FactoryReport(Message):
+    """What an agent says of its machine when it reports for work."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    instance: Instance
+    host: str = Field(max_length=255)
+    pid: int = Field(ge=0, le=2**31 - 1)
+    version: str = Field(default="", max_length=100)
+    os: str = Field(default="", max_length=100)
+    arch: str = Field(default="", max_length=100)
+    cores: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    mem_gb: float | None = Field(default=None, ge=0)
+    free_disk_gb: Decimal | None = Field(default=None, ge=0)
+    seats: int = Field(default=3, ge=0, le=1000)
+    capabilities: tuple[str, ...] = Field(default=(), max_length=500)
+    stations: tuple[StationReport, ...] = Field(default=(), max_length=100)
+    credentials: tuple[str, ...] = Field(default=(), max_length=100)
+    """Names of providers it has credentials for; never the credentials."""
+    tools: tuple[dict[str, Any], ...] = Field(default=(), max_length=200)
+    replaces_dead_pid: bool = False
+    """The agent has proven that the one before it, on this host, is dead."""
+
+
+class Registered(Message):
+    """Answer to a report for work."""
+
+    name: str
+    state: FactoryState
+
+
+class Heartbeat(Message):
+    """What an agent says every few seconds."""
+
+    instance: Instance
+    load: Decimal | None = Field(default=None, ge=0)
+    """Load average per core."""
+    busy: dict[str, int] = Field(default_factory=dict, max_length=100)
+    """Seats in use, by engine."""
+    free_disk_gb: Decimal | None = Field(default=None, ge=0)
+    warm_repositories: tuple[str, ...] | None = Field(default=None, max_length=1000)
+
+
+class Leaving(Message):
+    """An agent that takes no further jobs."""
+
+    instance: Instance | None = None
+
+
+@router.get("", dependencies=BY_USER)
+async def list_factories(parts: Parts) -> FactoryList:
+    """List all factories, by name."""
+    found = await parts.ledger.factories()
+    return FactoryList(factories=tuple(factory_document(factory) for factory in found))
+
+
+@router.get("/{name}", dependencies=BY_EITHER)
+async def get_factory(parts: Parts, name: Name) -> FactoryDocument:
+    """Return one factory."""
+    return factory_document(await parts.ledger.factory(name))
+
+
+@router.post("", dependencies=BY_FACTORY)
+async def register_factory(parts: Parts, report: FactoryReport) -> Registered:
+    """Take a factory in; 409 when another living agent has its name."""
+    details = report.model_dump(
+        mode="json", include={"os", "arch", "cores", "mem_gb", "credentials", "tools"}, exclude_none=True
+    )
+    details["resumable"] = [station.engine for station in report.stations if station.supports_resume]
+    registration = Registration(
+        name=report.name,
+        host=report.host,
+        pid=report.pid,
+        instance=report.instance,
+        version=report.version,
+        capabilities=report.capabilities,
+        stations=tuple(StationOffer(**station.model_dump()) for station in report.stations),
+        seats=report.seats,
+        status=FactoryStatus(free_disk_gb=report.free_disk_gb),
+        details=details,
+        replaces_dead_pid=report.replaces_dead_pid,
+    )
+    row = await parts.ledger.register_factory(registration, now=utc_now())
+    parts.dispatcher.wake()
+    return Registered(name=row.name, state=row.state)
+
+
+@router.post("/{name}/heartbeat", dependencies=BY_FACTORY)
+async def beat(parts: Parts, name: Name, heartbeat: Heartbeat) -> Registered:
+    """Note that an agent lives; 404: report for work again, 409: another agent has the name now."""
+    status = FactoryStatus(
+        load=heartbeat.load, free_disk_gb=heartbeat.free_disk_gb, warm_repositories=heartbeat.warm_repositories
+    )
+    returned = await parts.ledger.factory_heartbeat(name, heartbeat.instance, status, now=utc_now())
+    if returned:
+        parts.dispatcher.wake()
+    return Registered(name=name, state=(await parts.ledger.factory(name)).state)
+
+
+@router.post("/{name}/drain", dependencies=BY_EITHER)
+async def drain_factory(parts: Parts, name: Name, leaving: Leaving) -> Registered:
+    """Give a factory no further jobs; what runs there goes on."""
+    return await _set_state(parts, name, leaving, "draining")
+
+
+@router.post("/{name}/leave", dependencies=BY_EITHER)
+async def leave(parts: Parts, name: Name, leaving: Leaving) -> Registered:
+    """Note that a factory is gone."""
+    return await _set_state(parts, name, leaving, "offline")
+
+
+async def _set_state(parts: Parts, name: str, leaving: Leaving, state: FactoryState) -> Registered:
+    row = await parts.ledger.factory(name)
+    if leaving.instance is not None and leaving.instance != row.instance:
+        raise Conflict(f"factory {name} is run by another agent now (process {row.pid})", name=name, pid=row.pid)
+    await parts.ledger.factory_state(name, state)
+    return Registered(name=name, state=state)

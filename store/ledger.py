@@ -1,0 +1,450 @@
+"""The ledger: everything that the control plane knows, behind one class. Does I/O: SQL.
+
+Every method is one unit of work in one transaction (`store.database`); what it does lies in the module that its section
+names. Times are aware, and `now` is always an argument. Whoever frees a seat or a lock calls `dispatch` afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from core.attempt import BuildResult, DeathCertificate, Grant
+from core.job import JobSpec, Stage
+from core.lifecycle import Record, RecordAck
+from core.router import FleetSnapshot
+from core.settings import Settings
+from store import (
+    admission,
+    attempt_output,
+    attempts,
+    explaining,
+    factories,
+    intake,
+    outbox,
+    parents,
+    projection,
+    queries,
+    seats,
+)
+from store.admission import LeaseTerms
+from store.database import Database, open_database
+from store.dispatcher import Dispatcher
+from store.fleet_snapshot import FleetReader
+from store.messages import (
+    ArtifactFile,
+    AttemptStep,
+    FactoryState,
+    FactoryStatus,
+    LogLine,
+    Registration,
+    StartedInfo,
+    Submission,
+)
+from store.views import (
+    AcceptedResult,
+    Appended,
+    ArtifactView,
+    AttemptView,
+    ChainReport,
+    EventView,
+    FactoryRow,
+    JobDocuments,
+    JobExplanation,
+    JobPage,
+    JobView,
+    LatestIds,
+    LogView,
+    OutboxRow,
+    ParentsState,
+    SeatCorrection,
+    StartPayload,
+    Submitted,
+    UnfinishedJob,
+)
+
+BEATS_UNTIL_SILENT = 3
+"""Missed beats after which a factory's agent no longer counts as living."""
+
+
+class Ledger:
+    """The ledger of one installation; `open_ledger` makes it."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._fleet = FleetReader()
+        self._silent_after = timedelta(seconds=BEATS_UNTIL_SILENT * settings.factory_beat_s)
+        self._outbox_retry_s = settings.outbox_retry_s
+        terms = LeaseTerms(ttl_s=settings.lease_ttl_s, beat_s=settings.beat_s)
+        self._dispatcher = Dispatcher(database, self._fleet, terms)
+
+    async def close(self) -> None:
+        """Let all connections go."""
+        await self._database.close()
+
+    # --- taking jobs in (intake) --------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        spec: JobSpec,
+        *,
+        job_id: str,
+        idempotency_key: str | None,
+        canonical: dict[str, Any],
+        snapshot: dict[str, Any],
+        submitted_by: str,
+        now: datetime,
+    ) -> Submitted:
+        """Take one job in; see `submit_all`."""
+        submission = Submission(
+            job_id=job_id,
+            spec=spec,
+            canonical=canonical,
+            documents=snapshot,
+            idempotency_key=idempotency_key,
+            submitted_by=submitted_by,
+        )
+        (submitted,) = await self.submit_all((submission,), now)
+        return submitted
+
+    async def submit_all(self, submissions: Sequence[Submission], now: datetime) -> tuple[Submitted, ...]:
+        """Take several jobs in, or none; they may name each other as parents, in any order.
+
+        Raises:
+            IdempotencyConflict: a key is taken by other content; `differs` names the fields.
+            InvalidInput: an unknown parent, or a cycle, which is printed.
+
+        """
+        return await self._database.write(intake.submit, submissions, now)
+
+    # --- admission (admission, dispatcher) ----------------------------------------------------------------------------
+
+    async def dispatch(self, now: datetime, *, limit: int | None = None) -> tuple[Grant, ...]:
+        """Give free seats to waiting jobs and return the grants made by this call.
+
+        Cheap when there is nothing to give. Calls that come in while a pass runs share the pass after it, and only one
+        of them returns its grants.
+        """
+        return await self._dispatcher.dispatch(now, limit)
+
+    async def ready(self, job_id: str, now: datetime) -> bool:
+        """Let the queued job have a seat; False when it is not queued, or a parent of it is not done.
+
+        Raises:
+            NotFound: there is no such job.
+
+        """
+        return await self._database.write(admission.make_ready, job_id, now)
+
+    async def hold(self, job_id: str, reason: str, now: datetime) -> None:
+        """Let the job have no seat until `ready` or `route`; one that it has already stays.
+
+        Raises:
+            NotFound: there is no such job.
+
+        """
+        await self._database.write(admission.hold, job_id, reason, now)
+
+    async def route(self, job_id: str, now: datetime) -> Grant | None:
+        """Return the grant that the job has, or the one that it gets now; None: it is parked, and will be signalled.
+
+        The grant of a lease that is `accepted` already is returned too: its result is `accepted_result`.
+
+        Raises:
+            NotFound: there is no such job.
+
+        """
+        grant = await self.grant(job_id)
+        if grant is not None or not await self.ready(job_id, now):
+            return grant
+        await self.dispatch(now)
+        return await self.grant(job_id)
+
+    async def grant(self, job_id: str) -> Grant | None:
+        """Return the grant of the attempt that holds a seat for the job."""
+        return await self._database.read(admission.living_grant, job_id)
+
+    async def release_grant(self, job_id: str, epoch: int, reason: str, now: datetime) -> bool:
+        """Take back a grant that did not reach its workflow; False when it began or ended meanwhile."""
+        return await self._database.write(admission.release_grant, job_id, epoch, reason, now)
+
+    async def snapshot(self, now: datetime) -> FleetSnapshot:
+        """Return what the router would plan from now."""
+        found = await self._database.read(self._fleet.read, now)
+        assert found is not None
+        return found
+
+    async def explanation(self, job_id: str, now: datetime) -> JobExplanation:
+        """Return why the job is where it is; for a job that waits computed now, otherwise as it was decided.
+
+        Raises:
+            NotFound: there is no such job.
+
+        """
+        inputs = await self._database.read(explaining.read, self._fleet, job_id, now)
+        return explaining.explain(inputs)
+
+    # --- what the workflow writes (projection) ------------------------------------------------------------------------
+
+    async def record(self, job_id: str, seq: int, record: Record, now: datetime) -> RecordAck:
+        """Apply a decision of the workflow, once for each (job, seq); when the answer says `freed`, dispatch.
+
+        Raises:
+            NotFound: there is no such job.
+            IllegalTransition: the job is in a stage from which the path does not lead on.
+            Conflict: another record has that number.
+
+        """
+        return await self._database.write(projection.record, job_id, seq, record, now)
+
+    async def requeue(self, job_id: str, now: datetime, *, by: str = "", note: str = "") -> int:
+        """Begin another life of a failed job and return its number; a `start` row is on its way.
+
+        Raises:
+            NotFound: there is no such job.
+            IllegalTransition: the job ended for good.
+            IllegalAction: the job has not ended; its workflow takes the action.
+
+        """
+        return await self._database.write(projection.requeue, job_id, now, by, note)
+
+    # --- what an attempt writes (attempts, attempt_output); every method may raise StaleEpoch and NotFound ------------
+
+    async def attempt_started(self, job_id: str, epoch: int, info: StartedInfo, now: datetime) -> None:
+        """Note that the engine runs; an assigned job is building now. Needs a living lease."""
+        await self._database.write(attempts.started, job_id, epoch, info, now)
+
+    async def checkpoint(self, job_id: str, epoch: int, sha: str, now: datetime) -> None:
+        """Note where the work is kept; a later attempt goes on from there."""
+        await self._database.write(attempts.checkpoint, job_id, epoch, sha, now)
+
+    async def accept_result(
+        self, job_id: str, epoch: int, sha: str, now: datetime, *, result: BuildResult | None = None
+    ) -> None:
+        """Take the attempt's candidate, if its lease lives; the same candidate again is fine. Needs a living lease."""
+        document = None if result is None else result.model_dump(mode="json")
+        await self._database.write(attempts.accept, job_id, epoch, sha, result=document, now=now)
+
+    async def accepted_result(self, job_id: str, epoch: int) -> AcceptedResult | None:
+        """Return what was accepted from `epoch`, for a workflow that did not hear of it."""
+        return await self._database.read(attempts.accepted_result, job_id, epoch)
+
+    async def mark_lost(
+        self,
+        job_id: str,
+        epoch: int,
+        reason: str,
+        checkpoint_sha: str,
+        now: datetime,
+        *,
+        certificate: DeathCertificate | None = None,
+        notify: bool = True,
+    ) -> bool:
+        """End a living lease as lost; its seat is free, its writes are refused from now on, the workflow is signalled.
+
+        `notify=False` leaves the signal out (the caller is the workflow). False: there is no living lease of that
+        epoch; when it was accepted, `accepted_result` has the result.
+
+        Raises:
+            NotFound: there is no such job.
+            Conflict: the certificate is for another attempt, or does not say that all processes are dead.
+
+        """
+        return await self._database.write(
+            attempts.mark_lost,
+            job_id,
+            epoch,
+            reason=reason,
+            checkpoint_sha=checkpoint_sha,
+            now=now,
+            certificate=certificate,
+            notify=notify,
+        )
+
+    async def guard_epoch(
+        self, job_id: str, epoch: int, now: datetime, *, kind: str = "write", content: object = b""
+    ) -> None:
+        """Return when a write of `epoch` counts; otherwise note the refused write (its kind and digest) and raise."""
+        if not await self._database.read(attempts.is_current, job_id, epoch):
+            await self._database.write(attempts.guard, job_id, epoch, kind=kind, content=content, now=now)
+
+    async def append_logs(  # noqa: PLR0917 - where, then what: the order of the HTTP path
+        self, job_id: str, epoch: int, stream: str, first_seq: int, lines: Sequence[LogLine], now: datetime
+    ) -> Appended:
+        """Store log lines numbered from `first_seq`; numbers that are stored already are left as they are."""
+        return await self._database.write(
+            attempt_output.append_logs, job_id, epoch, stream=stream, first_seq=first_seq, lines=lines, now=now
+        )
+
+    async def append_attempt_events(
+        self, job_id: str, epoch: int, first_seq: int, steps: Sequence[AttemptStep], now: datetime
+    ) -> Appended:
+        """Write steps of the engine, numbered from `first_seq`, as `attempt.step` events; each number once."""
+        return await self._database.write(
+            attempt_output.append_steps, job_id, epoch, first_seq=first_seq, steps=steps, now=now
+        )
+
+    async def add_artifact(self, job_id: str, epoch: int, file: ArtifactFile, now: datetime) -> ArtifactView:
+        """Note a captured file; the same path again is the same entry."""
+        return await self._database.write(attempt_output.add_artifact, job_id, epoch, file, now)
+
+    # --- factories (factories, seats) ---------------------------------------------------------------------------------
+
+    async def register_factory(self, registration: Registration, now: datetime) -> FactoryRow:
+        """Take a factory in, or its new agent for the old one; dispatch afterwards.
+
+        Raises:
+            Conflict: another living agent has that name.
+
+        """
+        return await self._database.write(factories.register, registration, now, self._silent_after)
+
+    async def factory_heartbeat(self, name: str, instance: str, status: FactoryStatus, now: datetime) -> bool:
+        """Note that the agent lives; True: the factory came back from offline, so dispatch.
+
+        Raises:
+            NotFound: the factory has to register first.
+            Conflict: another agent has taken the name over.
+
+        """
+        return await self._database.write(factories.heartbeat, name, instance, status, now)
+
+    async def factory_state(self, name: str, state: FactoryState) -> None:
+        """Set the factory's state: `draining` before it leaves, `offline` when it has left, `quarantined`, `online`.
+
+        Raises:
+            NotFound: there is no such factory.
+
+        """
+        await self._database.write(factories.set_state, name, state)
+
+    async def sweep_factories(self, now: datetime, ttl: timedelta | None = None) -> tuple[str, ...]:
+        """Mark factories as offline that were not heard of for `ttl` (default three beats); return their names."""
+        return await self._database.write(factories.sweep, now, ttl or self._silent_after)
+
+    async def factories(self) -> tuple[FactoryRow, ...]:
+        """Return all factories, by name."""
+        return await self._database.read(factories.all_factories)
+
+    async def factory(self, name: str) -> FactoryRow:
+        """Return one factory.
+
+        Raises:
+            NotFound: there is no such factory.
+
+        """
+        return await self._database.read(factories.factory, name)
+
+    async def recount_seats(self) -> tuple[SeatCorrection, ...]:
+        """Set the counts of taken seats to what the leases say; return what was wrong."""
+        return await self._database.write(seats.recount_seats)
+
+    # --- outbox -------------------------------------------------------------------------------------------------------
+
+    async def claim_outbox(self, now: datetime, limit: int = 20) -> tuple[OutboxRow, ...]:
+        """Return rows to deliver now, one for each job at most; they are kept from other processes for 30 s.
+
+        After a delivered row of a job its next one can be claimed, so claim until nothing comes.
+        """
+        if not await self._database.read(outbox.anything_due, now):
+            return ()
+        return await self._database.write(outbox.claim, now, limit)
+
+    async def outbox_done(self, row_id: int) -> None:
+        """Forget a row that was delivered."""
+        await self._database.write(outbox.delivered, row_id)
+
+    async def outbox_failed(self, row_id: int, error: str, now: datetime) -> None:
+        """Keep a row that was not delivered for another try: after `outbox_retry_s`, doubling, a minute at the most."""
+        await self._database.write(outbox.failed, row_id, error, now, self._outbox_retry_s)
+
+    async def stale_outbox(self, before: datetime, limit: int = 100) -> tuple[OutboxRow, ...]:
+        """Return undelivered rows that are older than `before`."""
+        return await self._database.read(outbox.stale, before, limit)
+
+    async def start_payload(self, job_id: str) -> StartPayload:
+        """Return what the workflow of a `start` row starts with, its living grant included.
+
+        Raises:
+            NotFound: there is no such job.
+
+        """
+        return await self._database.read(queries.start_payload, job_id)
+
+    # --- reads (queries); a method that takes a job id raises NotFound for an unknown one, lists are then empty -------
+
+    async def job(self, job_id: str) -> JobView:
+        """Return the job's document."""
+        return await self._database.read(queries.job, job_id)
+
+    async def jobs(
+        self,
+        *,
+        product: str | None = None,
+        stages: Sequence[Stage] = (),
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> JobPage:
+        """Return jobs, newest first; `next_cursor` of one page is the `cursor` of the next.
+
+        Raises:
+            InvalidInput: the cursor is none of ours.
+
+        """
+        return await self._database.read(queries.page, product, stages, cursor, limit)
+
+    async def documents(self, job_id: str) -> JobDocuments:
+        """Return the job's immutable snapshot: spec, manifest as written, provenance, profile."""
+        return await self._database.read(queries.documents, job_id)
+
+    async def attempts(self, job_id: str) -> tuple[AttemptView, ...]:
+        """Return the job's attempts, oldest first."""
+        return (await self._database.read(queries.attempts, [job_id])).get(job_id, ())
+
+    async def events(self, job_id: str, after_seq: int = 0, limit: int = 500) -> tuple[EventView, ...]:
+        """Return the job's events with a number above `after_seq`, oldest first."""
+        return await self._database.read(queries.event_log, job_id, after_seq, limit)
+
+    async def verify_chain(self, job_id: str) -> ChainReport:
+        """Return whether the job's event log is whole and unchanged."""
+        return await self._database.read(queries.verify_chain, job_id)
+
+    async def read_logs(
+        self,
+        job_id: str,
+        after_id: int = 0,
+        limit: int = 500,
+        *,
+        stream: str | None = None,
+        epoch: int | None = None,
+    ) -> tuple[LogView, ...]:
+        """Return the job's log lines with an id above `after_id`, in the order in which they were stored."""
+        return await self._database.read(
+            attempt_output.read_logs, job_id, after_id=after_id, limit=limit, stream=stream, epoch=epoch
+        )
+
+    async def latest_ids(self, job_id: str) -> LatestIds:
+        """Return how far events and log of the job reach: what a stream asks before it reads."""
+        return await self._database.read(queries.latest_ids, job_id)
+
+    async def artifacts(self, job_id: str) -> tuple[ArtifactView, ...]:
+        """Return the job's captured files, newest attempt first."""
+        return await self._database.read(attempt_output.read_artifacts, job_id)
+
+    async def parents_state(self, job_id: str) -> ParentsState:
+        """Return whether the job's parents let it start."""
+        return await self._database.read(parents.parents_state, job_id)
+
+    async def dependants(self, job_id: str) -> tuple[str, ...]:
+        """Return the ids of the jobs that have this one among their parents."""
+        return await self._database.read(parents.children_of, job_id)
+
+    async def unfinished_jobs(self, limit: int = 100, *, after: str = "") -> tuple[UnfinishedJob, ...]:
+        """Return jobs whose workflow should be alive, by id from after `after`: what a reconciler walks through."""
+        return await self._database.read(queries.unfinished, limit, after)
+
+
+def open_ledger(settings: Settings) -> Ledger:
+    """Return the ledger of the installation; nothing is connected before it is first used."""
+    return Ledger(open_database(settings.ledger_url, synchronous=settings.sqlite_synchronous), settings)

@@ -1,0 +1,145 @@
+"""Bringing a database to the present schema, and knowing that it is there. Does I/O: SQL.
+
+The usual answer is "nothing to do"; it takes one query with the plain driver, before SQLAlchemy or Alembic is loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from core.errors import Conflict, Unavailable
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from sqlalchemy import Connection
+
+HEAD = "0001"
+"""The revision that this version of the program works with; a test compares it with the newest migration."""
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+_REVISION = "SELECT version_num FROM alembic_version"
+
+
+async def migrate(url: str) -> bool:
+    """Bring the database at `url` to the present schema; return whether there was anything to do.
+
+    Several processes may do so at once: one does it, the others wait and find it done.
+
+    Raises:
+        Conflict: a newer version of the program has migrated it further.
+        Unavailable: the database does not answer.
+
+    """
+    present = await revision(url)
+    if present == HEAD:
+        return False
+    if _is_postgres(url):
+        await _upgrade_postgres(url)
+    else:
+        await asyncio.to_thread(_upgrade_sqlite, url)
+    return True
+
+
+async def revision(url: str) -> str | None:
+    """Return the revision that the database is at; None for an empty or missing one."""
+    if _is_postgres(url):
+        return await _postgres_revision(url)
+    return await asyncio.to_thread(_sqlite_revision, url)
+
+
+def _is_postgres(url: str) -> bool:
+    return urlsplit(url).scheme.partition("+")[0] == "postgresql"
+
+
+def _sqlite_revision(url: str) -> str | None:
+    path = Path(url.partition(":///")[2].partition("?")[0])
+    if not path.is_file():
+        return None
+    connection = sqlite3.connect(path, timeout=15)
+    try:
+        row = connection.execute(_REVISION).fetchone()
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            return None
+        raise Unavailable(f"cannot read the ledger {path}: {error}") from error
+    finally:
+        connection.close()
+    return str(row[0]) if row else None
+
+
+async def _postgres_revision(url: str) -> str | None:
+    from asyncpg import PostgresError, UndefinedTableError, connect  # noqa: PLC0415 - only who uses it loads it
+
+    try:
+        connection = await connect(url.replace("postgresql+asyncpg:", "postgresql:", 1))
+    except (OSError, PostgresError) as error:
+        raise Unavailable(f"the ledger does not answer: {error}") from error
+    try:
+        found = await connection.fetchval(_REVISION)
+    except UndefinedTableError:
+        return None
+    finally:
+        await connection.close()
+    return None if found is None else str(found)
+
+
+def _upgrade_sqlite(url: str) -> None:
+    from store.database import ledger_url, sqlite_engine  # noqa: PLC0415 - see the module's docstring
+
+    parsed = ledger_url(url)
+    Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+    engine = sqlite_engine(parsed, "full", begin="BEGIN IMMEDIATE", connections=1, read_only=False)
+    try:
+        with engine.begin() as connection:
+            upgrade(connection)
+    finally:
+        engine.dispose()
+
+
+async def _upgrade_postgres(url: str) -> None:
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - see the module's docstring
+
+    from store.database import ledger_url  # noqa: PLC0415
+
+    engine = create_async_engine(ledger_url(url))
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(upgrade)
+    finally:
+        await engine.dispose()
+
+
+def upgrade(connection: Connection) -> None:
+    """Run the migrations that are missing, inside the transaction that `connection` is in.
+
+    Raises:
+        Conflict: the database is at a revision that this program does not know.
+
+    """
+    from alembic import command  # noqa: PLC0415 - see the module's docstring
+    from alembic.util import CommandError  # noqa: PLC0415
+
+    from store.database import serialise  # noqa: PLC0415
+
+    serialise(connection, "migration")
+    try:
+        command.upgrade(alembic_config(connection), "head")
+    except CommandError as error:
+        raise Conflict(
+            f"the ledger was migrated by a newer version of Gigafactory: {error}",
+            hint="run that version, or restore the backup that was made before the upgrade",
+        ) from error
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Return Alembic's configuration for our migrations; there is no `alembic.ini`."""
+    from alembic.config import Config  # noqa: PLC0415 - see the module's docstring
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config

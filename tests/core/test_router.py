@@ -1,0 +1,279 @@
+"""The router's parts one by one: what scenarios and properties do not name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from core import router_match
+from core.router import (
+    Change,
+    FactoryView,
+    FleetSnapshot,
+    LockView,
+    ProductView,
+    ReadyJob,
+    Score,
+    ScorePart,
+    StationView,
+    Step,
+    Weights,
+    plan,
+)
+from core.router_order import Usage, service_order
+from core.router_snapshot import engine_chain
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def job(job_id: str, **members: Any) -> ReadyJob:
+    """Return a job for the shell engine; the number in its id is its age in seconds."""
+    number = int(job_id.rpartition("-")[2])
+    values: dict[str, Any] = {"job_id": job_id, "submitted_at": NOW + timedelta(seconds=number), "engine": "shell"}
+    return ReadyJob(**values | members)
+
+
+def factory(name: str, seats: int = 1, **members: Any) -> FactoryView:
+    """Return an idle factory with shell seats."""
+    values: dict[str, Any] = {"name": name, "seats": seats, "stations": (StationView(engine="shell", seats=seats),)}
+    return FactoryView(**values | members)
+
+
+def fleet(jobs: list[ReadyJob], factories: list[FactoryView], **members: Any) -> FleetSnapshot:
+    """Return a snapshot."""
+    return FleetSnapshot(jobs=tuple(jobs), factories=tuple(factories), now=NOW, **members)
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("R4")
+def test_service_order_weighted_products_take_turns_by_share() -> None:
+    """Over many grants each product gets its share: 1, 2 and 4 parts of seven."""
+    usage = Usage([ProductView(product_id=f"p{share}", share=share) for share in (1, 2, 4)])
+    waiting = [job(f"{share}-{number}", product_id=f"p{share}") for share in (1, 2, 4) for number in range(100)]
+
+    served: Counter[str] = Counter()
+    for ready, _ in zip(service_order(waiting, usage, 20), range(70), strict=False):
+        served[ready.product_id] += 1
+        usage.add(ready.product_id)
+
+    assert served == {"p1": 10, "p2": 20, "p4": 40}
+
+
+@pytest.mark.req("R4")
+def test_service_order_jobs_of_equal_age_keep_their_order_in_every_plan() -> None:
+    """A job's place among equals does not depend on the seed, so that it does not jump about."""
+    waiting = [job(f"j-{number}", submitted_at=NOW) for number in (3, 1, 2)]
+
+    lines = [[park.job_id for park in plan(fleet(waiting, [], seed=seed)).parks] for seed in range(5)]
+
+    assert lines == [["j-1", "j-2", "j-3"]] * 5
+
+
+# --- choice -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("R1")
+def test_plan_equal_factories_are_chosen_by_the_seed() -> None:
+    """A tie falls differently for different seeds, and always the same for one seed."""
+    factories = [factory(name) for name in ("f-1", "f-2", "f-3")]
+
+    chosen = [plan(fleet([job("j-1")], factories, seed=seed)).grants[0].factory for seed in range(60)]
+    again = [plan(fleet([job("j-1")], factories[::-1], seed=seed)).grants[0].factory for seed in range(60)]
+
+    assert chosen == again
+    assert min(Counter(chosen).values()) >= 10, "each of three equal factories gets its part"
+
+
+@pytest.mark.req("R3")
+@pytest.mark.parametrize(
+    ("better", "worse", "weights"),
+    [
+        ({"health": Decimal(1)}, {"health": Decimal("0.4")}, Weights()),
+        ({"load": Decimal("0.1")}, {"load": Decimal("0.9")}, Weights()),
+        ({"cost_class": 0}, {"cost_class": 4}, Weights()),
+        ({"cost_class": 9}, {"cost_class": 0}, Weights(cost=0, load=0, fit=5)),
+        ({"seats": 2}, {"seats": 2, "busy": 1}, Weights()),
+        ({"warm_repositories": ("r",)}, {}, Weights()),
+        ({"name": "f-last"}, {"warm_repositories": ()}, Weights()),
+        ({"capabilities": ("os:linux",)}, {"capabilities": ("os:macos",)}, Weights()),
+    ],
+)
+def test_plan_one_difference_decides_between_two_factories(
+    better: dict[str, Any], worse: dict[str, Any], weights: Weights
+) -> None:
+    """Each part of the score moves the decision when all others are equal; a weight of 0 silences its part."""
+    plainer = {"capabilities": ("a", "b", "c")} if weights.cost == 0 else {}
+    wanted = job("j-1", repository_url="r", last_factory="f-last", prefers=("os:linux", "os:any"))
+    good = factory(**{"name": "f-good"} | better)
+    bad = factory(**{"name": "f-bad"} | plainer | worse)
+
+    for seed in range(5):
+        (grant,) = plan(fleet([wanted], [bad, good], weights=weights, seed=seed)).grants
+        assert grant.factory == good.name
+
+
+@pytest.mark.req("R10")
+def test_engine_chain_explicit_then_preference_then_class() -> None:
+    """The chain is what the explanation shows as `may run on`."""
+    assert engine_chain("codex", "agentic-coder", ("claude",)) == ("codex",)
+    assert engine_chain(None, "agentic-coder", ("gemini", "own"))[:3] == ("gemini", "own", "claude")
+    assert engine_chain(None, "unheard-of", ("own",)) == ("own",)
+    assert engine_chain(None, None) == ()
+
+
+@pytest.mark.req("R3")
+def test_plan_scores_fall_as_seats_are_taken() -> None:
+    """The second of two equal jobs sees the seat that the first took, in its grant and in its explanation."""
+    decided = plan(fleet([job("j-1"), job("j-2")], [factory("f-1", 2)]))
+
+    first, second = decided.grants
+
+    assert first.score.total > second.score.total
+    for grant in decided.grants:
+        assert decided.explain(grant.job_id).reports[0].options[0].score == grant.score
+
+
+@pytest.mark.req("R2")
+def test_plan_cost_follows_classes_not_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two thousand equal jobs are scored no more often than there are places and grants."""
+    scored = Counter[str]()
+    real = router_match.score
+
+    def counting(*arguments: Any) -> Score:
+        scored["times"] += 1
+        return real(*arguments)
+
+    monkeypatch.setattr(router_match, "score", counting)
+    factories = [factory(f"f-{number}", 3) for number in range(10)]
+    factories.append(factory("f-other", 1, stations=(StationView(engine="codex"),)))
+    decided = plan(fleet([job(f"j-{number}", product_id=f"p{number % 7}") for number in range(2000)], factories))
+
+    assert len(decided.grants) == 30
+    assert scored["times"] <= 10 + 3 * 30
+    assert len(decided.parks) == 1970
+    assert decided.parks[-1].explanation.position == 1970
+
+
+# --- what must not bring the planning down ----------------------------------------------------------------------------
+
+
+def test_plan_requirement_of_a_newer_version_holds_only_its_own_job() -> None:
+    """A requirement that is not understood is a reason to wait for its job, and to drop it even for a new factory."""
+    odd = job("j-1", capabilities=("node ^20",))
+    decided = plan(fleet([odd, job("j-2")], [factory("f-1")]))
+    explanation = decided.explain("j-1")
+
+    assert [grant.job_id for grant in decided.grants] == ["j-2"]
+    assert explanation.verdict == "never"
+    assert str(explanation.alternative) == "drop node ^20 and enrol a factory with engine shell"
+
+
+def test_explain_contradicting_requirements_are_dropped_before_a_factory_is_enrolled() -> None:
+    """No machine has two operating systems; the advice does not ask for one."""
+    torn = job("j-1", capabilities=("os:linux", "os:macos", "has:docker"), host="h-1")
+
+    change = plan(fleet([torn], [])).explain("j-1").change
+
+    assert str(change) == "drop os:macos and enrol a factory with engine shell, host h-1, has:docker, os:linux"
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "message"),
+    [
+        (fleet([job("j-1"), job("j-1")], []), "the snapshot has the same job twice: j-1"),
+        (fleet([], [factory("f-1"), factory("f-1")]), "the snapshot has the same factory twice: f-1"),
+        (
+            fleet([], [factory("f-1", stations=(StationView(engine="a"), StationView(engine="a")))]),
+            "factory f-1 has a station for the same engine twice: a",
+        ),
+    ],
+)
+def test_plan_name_that_appears_twice_is_an_error(snapshot: FleetSnapshot, message: str) -> None:
+    """Two things of one name would share their seats or locks unseen."""
+    with pytest.raises(ValueError, match=message):
+        plan(snapshot)
+
+
+def test_snapshot_naive_time_and_negative_weight_are_refused() -> None:
+    """Times without zone and weights that reward the worse place never reach the router."""
+    with pytest.raises(ValidationError):
+        job("j-1", submitted_at=NOW.replace(tzinfo=None))
+    with pytest.raises(ValidationError):
+        Weights(load=-1)
+
+
+def test_explain_unknown_job_is_a_key_error() -> None:
+    """A plan speaks only of the jobs of its snapshot."""
+    with pytest.raises(KeyError):
+        plan(fleet([job("j-1")], [])).explain("j-2")
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("R5")
+def test_render_waiting_job_names_everything_in_one_order() -> None:
+    """People read verdict, place in line, engines, needs, blockers, every factory, and what to do."""
+    waiting = job("j-7", capabilities=("node>=20",), lock="shop", queued_at=NOW)
+    repair = StationView(engine="shell", seats=2, busy=2, usable=False, repair="install a shell")
+    factories = [
+        factory("ash", stations=(repair,), capabilities=("node=20.1",)),
+        factory("elm", state="draining", capabilities=("node=18.0",)),
+        factory("fir", capabilities=("node=22.0",)),
+    ]
+    explanation = plan(fleet([waiting], factories, locks=(LockView(job_id="j-3", lock="shop"),))).explain("j-7")
+
+    assert explanation.queued_at == NOW
+    assert explanation.render() == [
+        "j-7 waits: not now (1 of 1 in line)",
+        "  may run on shell (engine shell)",
+        "  needs node>=20",
+        "  blocked by lock shop held by j-3",
+        "  ash: ✗ station_full: shell: 2 of 2 seats taken, needs a free seat",
+        "  ash: ✗ engine_unusable: shell: shell does not work, needs a working shell; install a shell",
+        "  elm: ✗ draining: draining, needs an online factory; it takes jobs again once it registers anew",
+        "  elm: ✗ capability: node=18.0, needs node>=20",
+        "  fir: ✓ shell: score 160 = engine 60 + health 40 + load 30 + cost 20 + fit 10",
+        "  smallest change: wait for lock shop held by j-3",
+    ]
+
+
+@pytest.mark.req("R5")
+def test_render_avoided_factory_says_why_it_comes_last() -> None:
+    """Whoever wonders why the better factory was passed over reads that it lost the job."""
+    decided = plan(fleet([job("j-1", excluded_factories=("f-1",))], [factory("f-1"), factory("f-2", cost_class=9)]))
+    lines = decided.explain("j-1").render()
+
+    assert lines[0] == "j-1 runs shell on f-2"
+    assert lines[2].startswith("  f-1: ✓ shell: score ")
+    assert lines[2].endswith("; lost this job before, so only when no other can")
+
+
+def test_change_many_alike_factories_are_counted() -> None:
+    """Five equal ways are one sentence."""
+    change = Change(steps=(Step(kind="free_seat", text="wait for a free seat on a"),), also=("b", "c", "d", "e", "f"))
+
+    assert str(change) == "wait for a free seat on a (or the same on b, c, d and 2 more)"
+
+
+def test_score_without_any_weight_is_plainly_zero() -> None:
+    """A score line never ends in nothing."""
+    assert str(Score(total=0, parts=(ScorePart("load", 0, 30),))) == "0"
+    assert str(Score(total=1530, parts=(ScorePart("load", 51, 30),))) == "1.53 = load 1.53"
+
+
+def test_plan_grant_reason_is_one_line_for_people() -> None:
+    """The ledger stores it with the grant."""
+    (only,) = plan(fleet([job("j-1")], [factory("f-1")])).grants
+    (best,) = plan(fleet([job("j-1")], [factory("f-1"), factory("f-2", busy=1), factory("f-3", 2)])).grants
+
+    assert only.reason.startswith("shell on f-1: the only place that can take it now, score 1")
+    assert best.reason.startswith(f"shell on {best.factory}: best of 2 places, score 1")
+    assert only.scores == only.score.parts

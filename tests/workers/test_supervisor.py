@@ -1,0 +1,330 @@
+"""The supervisor with real processes: nothing outlives its purpose, nothing written is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from activities.fence import job_ref, opened, wip_ref
+from activities.git import add_worktree, init_mirror, worktree_admin, write_object
+from activities.supervision import ApiAddress, GitPlan, RunExit, RunSpec, SupervisedRun, Supervisors
+from tests.repositories import Checkout
+from tests.workers.api_stub import ApiStub
+from workers.process_table import birth_of
+from workers.settings_source import ROOT
+
+SCRIPT = ROOT / "workers" / "supervisor.py"
+ENV = {"PATH": os.environ["PATH"]}
+
+DAEMON = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execve(sys.executable, [sys.executable, "-c", {body!r}], {{}})
+    os._exit(0)
+os.wait()
+"""
+
+
+def escaping(pid_file: Path) -> str:
+    """Return a shell line that starts a daemon: own session, parent gone, empty environment."""
+    body = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    return f"{sys.executable} -c {shell_quoted(DAEMON.format(body=body))}; while [ ! -s {pid_file} ]; do :; done"
+
+
+def shell_quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+@pytest.fixture(params=["nursery", "single"])
+async def supervisors(request: pytest.FixtureRequest) -> AsyncIterator[Supervisors]:
+    made = Supervisors(SCRIPT, nursery=request.param == "nursery")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def place(tmp_path: Path, remote: Checkout) -> GitPlan:
+    """A worktree of a mirror, as `run_engine` makes it."""
+    base = remote.git("rev-parse", "main")
+    mirror, work = tmp_path / "mirror.git", tmp_path / "run" / "work"
+    await init_mirror(mirror)
+    subprocess.run(["git", "-C", mirror, "fetch", "-q", remote.path, "main"], check=True)
+    await add_worktree(mirror, work, base)
+    for sha, data in opened("j-1", 1):
+        write_object(mirror, sha, data)
+    index = worktree_admin(work) / "index"
+    (tmp_path / "run" / "start.index").write_bytes(index.read_bytes())
+    return GitPlan(
+        git_dir=str(index.parent),
+        work_tree=str(work),
+        base=base,
+        url=str(remote.path),
+        wip_ref=wip_ref("j-1", 1),
+        fence=f"{opened('j-1', 1)[-1][0]}:{job_ref('j-1')}",
+        start_index=str(tmp_path / "run" / "start.index"),
+    )
+
+
+def spec(tmp_path: Path, script: str, **more: object) -> RunSpec:
+    fields = {
+        "job_id": "j-1",
+        "epoch": 1,
+        "run_dir": str(tmp_path / "run"),
+        "argv": ("/bin/sh", "-c", script),
+        "cwd": str(tmp_path),
+        "timeout_s": 60.0,
+        "grace_s": 0.0,
+    }
+    git = more.get("git")
+    if isinstance(git, GitPlan):
+        fields["cwd"] = git.work_tree
+    return RunSpec(**(fields | more))  # type: ignore[arg-type]
+
+
+async def ended(run: SupervisedRun) -> RunExit:
+    async with asyncio.timeout(20):
+        return await run.ended
+
+
+async def gone(pid: int) -> bool:
+    """Return whether a process ends within a moment."""
+    for _ in range(500):
+        if birth_of(pid) is None:
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
+async def appears(path: Path) -> str:
+    """Wait for a file with something in it."""
+    async with asyncio.timeout(20):
+        while not path.exists() or not path.read_text().strip():
+            await asyncio.sleep(0.01)
+    return path.read_text().strip()
+
+
+async def test_run_writes_output_to_files_and_reports_exit(tmp_path: Path, supervisors: Supervisors) -> None:
+    """Output goes straight into files, the environment is exactly what was given plus the attempt's marks."""
+    run = await supervisors.launch(spec(tmp_path, "env; echo oops >&2; exit 3"), ENV | {"A": "secret-1"})
+    outcome = await ended(run)
+    run.close()
+    assert (outcome.reason, outcome.exit_code, outcome.signal, outcome.group_dead) == ("exited", 3, None, True)
+    env = dict(line.split("=", 1) for line in (run.folder / "out.log").read_text().splitlines())
+    assert env["A"] == "secret-1"
+    assert env["GIGAFACTORY_ATTEMPT"] == "j-1.1"
+    assert set(env) - {"PWD", "SHLVL", "_", "OLDPWD"} == {"PATH", "A", "GIGAFACTORY_ATTEMPT", "GIGAFACTORY_RUN_DIR"}
+    assert (run.folder / "err.log").read_text() == "oops\n"
+    assert json.loads((run.folder / "exit.json").read_text())["exit_code"] == 3
+    kept = [file.read_text(errors="replace") for file in run.folder.iterdir() if file.name != "out.log"]
+    assert not any("secret-1" in text for text in kept), "the environment must not touch the disk"
+
+
+async def test_run_that_cannot_start_says_why(tmp_path: Path, supervisors: Supervisors) -> None:
+    """A command that is not there ends with 127 and a message in err.log."""
+    run = await supervisors.launch(spec(tmp_path, "", argv=("no-such-engine",)), ENV)
+    assert (await ended(run)).exit_code == 127
+    run.close()
+    assert (run.folder / "err.log").read_text() == "cannot start no-such-engine: No such file or directory\n"
+
+
+@pytest.mark.parametrize("end", ["exit", "stop", "timeout", "fence", "death"])
+async def test_daemon_dies_with_the_run_whatever_ends_it(tmp_path: Path, supervisors: Supervisors, end: str) -> None:
+    """A double-forked child in its own session, without our environment, does not outlive the run."""
+    pid_file = tmp_path / "daemon.pid"
+    wait = "" if end == "exit" else "; sleep 600"
+    given = {"timeout": {"timeout_s": 0.7}, "fence": {"lease_s": 0.7}}.get(end, {})
+    run = await supervisors.launch(spec(tmp_path, escaping(pid_file) + wait, **given), ENV)
+    pid = int(await appears(pid_file))
+    if end == "stop":
+        run.stop("cancelled")
+    elif end == "death":
+        os.close(run._life_line)
+        run._life_line = -1
+    outcome = await ended(run)
+    reasons = {"exit": "exited", "stop": "cancelled", "fence": "fenced", "death": "agent_died"}
+    assert outcome.reason == reasons.get(end, end)
+    assert outcome.group_dead
+    assert birth_of(pid) is None
+    run.close()
+
+
+async def test_stop_with_grace_lets_the_engine_end(tmp_path: Path, supervisors: Supervisors) -> None:
+    """SIGTERM first; an engine that heeds it ends with its own code, one that does not is killed after the grace."""
+    heeds = await supervisors.launch(spec(tmp_path, "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done"), ENV)
+    await appears(heeds.folder / "out.log")
+    heeds.stop("drain", grace_s=10)
+    assert ((await ended(heeds)).reason, (await heeds.ended).exit_code) == ("drain", 7)
+    heeds.close()
+    deaf_spec = spec(tmp_path, "trap '' TERM; echo up; while :; do sleep 0.05; done", run_dir=str(tmp_path / "deaf"))
+    deaf = await supervisors.launch(deaf_spec, ENV)
+    await appears(deaf.folder / "out.log")
+    deaf.stop("drain", grace_s=0.2)
+    assert (await ended(deaf)).signal == signal.SIGKILL
+    deaf.close()
+
+
+async def test_lease_that_is_renewed_lets_the_run_go_on(tmp_path: Path, supervisors: Supervisors) -> None:
+    """Each beat moves the fence; without beats the run is ended although the agent is there."""
+    run = await supervisors.launch(spec(tmp_path, "sleep 600", lease_s=0.5), ENV)
+    for _ in range(10):
+        await asyncio.sleep(0.1)
+        run.beat(0.5)
+    assert not run.ended.done()
+    assert (await ended(run)).reason == "fenced"
+    run.close()
+
+
+async def test_checkpoint_reaches_the_remote_and_leaves_the_index_alone(
+    tmp_path: Path, supervisors: Supervisors, place: GitPlan, remote: Checkout
+) -> None:
+    """While files change they are saved every so often, with an index of our own, ignored files left out."""
+    script = (
+        "echo one > new.txt; echo x > .gitignore; echo y > x; git add new.txt; cp $(git rev-parse --git-dir)/index ../i1;"
+        " sleep 600"
+    )
+    run = await supervisors.launch(spec(tmp_path, script, git=place, checkpoint_s=0.3), ENV)
+    async with asyncio.timeout(20):
+        sha = await run.checkpoints.get()
+        while remote.git("ls-tree", "--name-only", sha).split() != [".gitignore", "README.md", "keep.txt", "new.txt"]:
+            sha = await run.checkpoints.get()
+    assert remote.ref(wip_ref("j-1", 1)) == sha
+    assert remote.ref(job_ref("j-1")) == place.fence.partition(":")[0]
+    assert remote.git("rev-parse", f"{sha}^") == place.base
+    assert Path(place.git_dir, "index").read_bytes() == (tmp_path / "run" / "i1").read_bytes()
+    run.stop("paused")
+    outcome = await ended(run)
+    assert outcome.checkpoint_sha == sha
+    assert outcome.tree == remote.git("rev-parse", f"{sha}^{{tree}}")
+    run.close()
+
+
+async def test_secret_and_huge_files_stay_on_the_machine(
+    tmp_path: Path, supervisors: Supervisors, place: GitPlan, remote: Checkout
+) -> None:
+    """The pushed tree has them as they were in the base; the machine keeps everything and names them."""
+    key = "sk-ant-" + "a1B2" * 10
+    script = (
+        f"echo fine > fine.txt; echo '++ {key}' > leak.txt; echo '{key}' >> keep.txt; rm README.md; "
+        "ln -s fine.txt README.md; truncate -s 21M huge.bin; printf -- '-----BEGIN RSA %s KEY-----' PRIVATE > 'a key'"
+    )
+    run = await supervisors.launch(spec(tmp_path, script, git=place), ENV)
+    outcome = await ended(run)
+    run.close()
+    reasons = {entry["path"]: entry["reason"] for entry in outcome.quarantined}
+    assert set(reasons) == {"leak.txt", "keep.txt", "huge.bin", "a key"}
+    assert "anthropic-key" in reasons["leak.txt"]
+    assert "limit is 20 MiB" in reasons["huge.bin"]
+    mirror = Checkout(Path(place.git_dir))
+    assert mirror.git("ls-tree", "-r", "--name-only", outcome.clean_tree).split() == [
+        "README.md", "fine.txt", "keep.txt",
+    ]  # fmt: skip
+    assert mirror.git("show", f"{outcome.clean_tree}:keep.txt") == "one\ntwo\nthree"
+    assert mirror.git("show", f"{outcome.tree}:leak.txt") == f"++ {key}"
+    assert {entry["path"] for entry in json.loads((run.folder / "quarantine.json").read_text())} == set(reasons)
+
+
+async def test_unchanged_worktree_is_the_base_tree(tmp_path: Path, supervisors: Supervisors, place: GitPlan) -> None:
+    """A run that wrote nothing says so."""
+    run = await supervisors.launch(spec(tmp_path, "true", git=place), ENV)
+    outcome = await ended(run)
+    run.close()
+    assert not outcome.changed
+    assert outcome.tree == Checkout(Path(place.git_dir)).git("rev-parse", f"{place.base}^{{tree}}")
+
+
+FAKE_AGENT = """
+import asyncio, json, sys
+from pathlib import Path
+from activities.supervision import *
+
+async def main():
+    given = json.loads(Path(sys.argv[1]).read_text())
+    given["git"] = GitPlan(**given["git"])
+    given["api"] = ApiAddress(**given["api"])
+    run = await Supervisors(Path(sys.argv[2])).launch(RunSpec(**given), {"PATH": sys.argv[3]})
+    await run.started
+    sys.stdout.write("running\\n"); sys.stdout.flush()
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+async def test_agent_killed_supervisor_salvages_and_certifies(
+    tmp_path: Path, place: GitPlan, remote: Checkout
+) -> None:
+    """SIGKILL of the agent: everything of the engine dies, its work is on the remote, the API is told at once."""
+    pid_file = tmp_path / "daemon.pid"
+    with ApiStub() as api:
+        token = tmp_path / "token"
+        token.write_text("gff_secret")
+        given = spec(
+            tmp_path,
+            f"echo work > new.txt; {escaping(pid_file)}; sleep 600",
+            git=place,
+            api=ApiAddress(api.url, str(token)),
+            certify=True,
+        )
+        from dataclasses import asdict
+
+        (tmp_path / "given.json").write_text(json.dumps(asdict(given)))
+        agent = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-c", textwrap.dedent(FAKE_AGENT), tmp_path / "given.json", SCRIPT, ENV["PATH"],
+            stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert agent.stdout is not None
+        await agent.stdout.readline()
+        daemon = int(await appears(pid_file))
+        agent.kill()
+        await agent.wait()
+        path, token_seen, body = await asyncio.to_thread(api.requests.get, timeout=20)
+    assert birth_of(daemon) is None
+    assert (path, token_seen) == ("/fleet/attempts/j-1/1/death", "Bearer gff_secret")
+    assert (body["group_dead"], body["reason"], body["job_id"], body["epoch"]) == (True, "agent_died", "j-1", 1)
+    assert remote.ref(wip_ref("j-1", 1)) == body["checkpoint_sha"]
+    assert remote.git("show", f"{body['checkpoint_sha']}:new.txt") == "work"
+    await appears(tmp_path / "run" / "death.sent.json")
+
+
+async def test_agent_killed_after_the_seal_supervisor_pushes_the_candidate(
+    tmp_path: Path, supervisors: Supervisors, place: GitPlan, remote: Checkout
+) -> None:
+    """Between seal and hand-over the candidate itself is what is saved, not a checkpoint."""
+    run = await supervisors.launch(spec(tmp_path, "echo work > new.txt", git=place, certify=True), ENV)
+    outcome = await ended(run)
+    mirror = Checkout(Path(place.git_dir))
+    candidate = mirror.git("-c", "user.name=a", "-c", "user.email=b", "commit-tree", outcome.tree, "-m", "sealed")
+    run.sealed(candidate)
+    os.close(run._life_line)
+    run._life_line = -1
+    death = json.loads(await appears(run.folder / "death.json"))
+    assert death["checkpoint_sha"] == candidate == remote.ref(wip_ref("j-1", 1))
+
+
+async def test_superseded_epoch_cannot_push_its_work(
+    tmp_path: Path, supervisors: Supervisors, place: GitPlan, remote: Checkout
+) -> None:
+    """Once a newer epoch has moved the fence, git itself refuses the older one; its work stays in the mirror."""
+    mirror = Path(place.git_dir).parent.parent
+    for sha, data in opened("j-1", 2):
+        write_object(mirror, sha, data)
+    Checkout(mirror).git("push", "-q", place.url, f"{opened('j-1', 2)[-1][0]}:{job_ref('j-1')}")
+    run = await supervisors.launch(spec(tmp_path, "echo late > late.txt", git=place, certify=True), ENV)
+    await ended(run)
+    os.close(run._life_line)
+    run._life_line = -1
+    death = json.loads(await appears(run.folder / "death.json"))
+    assert death["checkpoint_sha"] == ""
+    assert remote.ref(wip_ref("j-1", 1)) == ""
+    assert Checkout(mirror).git("show", f"{wip_ref('j-1', 1)}:late.txt") == "late"
