@@ -19,9 +19,9 @@ import os
 import re
 import signal
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -325,6 +325,11 @@ async def tree_of(repository: Path, commit: str) -> str:
     return (await run_git("rev-parse", "--verify", "-q", f"{commit}^{{tree}}", at=repository)).text
 
 
+async def update_ref(repository: Path, ref: str, sha: str) -> None:
+    """Let a ref of a repository of ours hold a commit."""
+    await run_git("update-ref", ref, sha, at=repository)
+
+
 async def read_commit(repository: Path, commit: str) -> tuple[Identity, str]:
     """Return author and message of a commit."""
     text = (await run_git("log", "-1", "--format=%an%x00%ae%x00%B", commit, at=repository)).text
@@ -350,39 +355,90 @@ async def read_identity(url: str) -> Identity:
 # --- comparing ----------------------------------------------------------------------------------------------------
 
 
-async def diff_paths(repository: Path, base: str, commit: str) -> tuple[ChangedPath, ...]:
-    """Return every changed path between two commits, with renames, symlinks, modes and submodules told apart."""
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What lies between two commits."""
+
+    changes: tuple[ChangedPath, ...]
+    patch: bytes
+    """Unified diff."""
+
+
+async def difference(repository: Path, base: str, commit: str) -> Difference:
+    """Compare two commits: renames, symbolic links (with where they point), modes and submodules are told apart."""
     output = await run_git(
-        "diff-tree", "-r", "-z", "-M", "--raw", "--numstat", "--no-ext-diff", base, commit, at=repository
+        "diff-tree", "-r", "-z", "-M", "--raw", "--numstat", "-p", "--no-color", "--no-ext-diff", "--no-textconv",
+        base, commit, at=repository,
+    )  # fmt: skip
+    listing, patch = split_patch(output.stdout)
+    entries = parse_listing(listing)
+    targets = await _link_targets(repository, [entry.new_sha for entry in entries if entry.is_link])
+    changes = (
+        _printable(entry.change.model_copy(update={"target": targets.get(entry.new_sha, "") if entry.is_link else ""}))
+        for entry in entries
     )
-    return parse_diff(output.stdout)
+    return Difference(tuple(changes), patch)
 
 
-def parse_diff(raw: bytes) -> tuple[ChangedPath, ...]:
+@dataclass(frozen=True, slots=True)
+class DiffEntry:
+    """One changed path with what git knows of its new content."""
+
+    change: ChangedPath
+    new_mode: str
+    new_sha: str
+
+    @property
+    def is_link(self) -> bool:
+        """Return whether the path is a symbolic link now."""
+        return self.new_mode == "120000"
+
+
+def split_patch(raw: bytes) -> tuple[bytes, bytes]:
+    """Split the output of `git diff-tree -z --raw --numstat -p` into listing and patch. *Pure.*"""
+    listing, _, patch = raw.partition(b"\0\0diff --git ")
+    return listing, b"diff --git " + patch if patch else b""
+
+
+def parse_listing(listing: bytes) -> list[DiffEntry]:
     """Read `git diff-tree -r -z -M --raw --numstat`. *Pure.*"""
-    fields = iter(raw.decode(errors="surrogateescape").split("\0"))
-    changes: dict[str, ChangedPath] = {}
-    for entry in fields:
-        if entry.startswith(":"):
-            change = _raw_entry(entry, fields)
-            changes[change.path] = change
-        elif entry:
-            added, removed, path = entry.split("\t", 2)
+    fields = iter(listing.decode(errors="surrogateescape").split("\0"))
+    entries: dict[str, DiffEntry] = {}
+    for field_ in fields:
+        if field_.startswith(":"):
+            entry = _raw_entry(field_, fields)
+            entries[entry.change.path] = entry
+        elif field_:
+            added, removed, path = field_.split("\t", 2)
             if not path:  # a rename: the old and the new path follow
                 next(fields)
                 path = next(fields)
-            counts = {"added": _count(added), "removed": _count(removed)}
-            changes[path] = changes[path].model_copy(update=counts)
-    return tuple(_printable(change) for change in changes.values())
+            counted = entries[path].change.model_copy(update={"added": _count(added), "removed": _count(removed)})
+            entries[path] = replace(entries[path], change=counted)
+    return list(entries.values())
 
 
-def _raw_entry(entry: str, fields: Iterable[str]) -> ChangedPath:
-    following = iter(fields)
-    old_mode, new_mode, _, _, status = entry[1:].split(" ")
-    path, previous = next(following), ""
+def _raw_entry(entry: str, fields: Iterator[str]) -> DiffEntry:
+    old_mode, new_mode, _, new_sha, status = entry[1:].split(" ")
+    path, previous = next(fields), ""
     if status[0] in "RC":
-        previous, path = path, next(following)
-    return ChangedPath(path=path, kind=_kind(status[0], old_mode, new_mode), previous=previous)
+        previous, path = path, next(fields)
+    change = ChangedPath(path=path, kind=_kind(status[0], old_mode, new_mode), previous=previous)
+    return DiffEntry(change, new_mode, new_sha)
+
+
+async def _link_targets(repository: Path, shas: list[str]) -> dict[str, str]:
+    """Return blob → where the symbolic link that it stands for points."""
+    if not shas:
+        return {}
+    output = await run_git("cat-file", "--batch", at=repository, stdin="\n".join(shas).encode())
+    targets, rest = {}, output.stdout
+    while rest:
+        head, _, rest = rest.partition(b"\n")
+        sha, _, size = head.decode().split(" ")
+        targets[sha] = rest[: int(size)].decode(errors="backslashreplace")
+        rest = rest[int(size) + 1 :]
+    return targets
 
 
 def _kind(status: str, old_mode: str, new_mode: str) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any
 
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
 
+from activities.temporal_errors import raise_activity_error
 from core.attempt import BuildResult
 from core.errors import GigafactoryError
 from core.job_messages import (
@@ -94,13 +94,6 @@ class LedgerSteps:
         reachable = [row for row in living if host in (None, row.host)]
         reachable.sort(key=lambda row: (row.name == request.avoid, row.state != "online", row.busy, row.name))
         return PlaceReply(factory=reachable[0].name if reachable else "")
-
-
-def raise_activity_error(error: GigafactoryError) -> NoReturn:
-    """Translate an expected error into Temporal's: the code is its type, and only retryable ones are retried."""
-    raise ApplicationError(
-        error.message, error.as_problem(), type=error.code, non_retryable=not error.retryable
-    ) from error
 
 
 def _now() -> datetime:

@@ -13,7 +13,6 @@ from typing import Annotated, Protocol
 from fastapi import Depends
 from starlette.requests import Request
 
-from api.background import Dispatcher
 from api.ids import JobIds
 from api.shelf import ProfileShelf
 from api.sse import Wakeups
@@ -42,6 +41,13 @@ class Temporal(Protocol):
         """Return `ok`, or in a few words why not."""
 
 
+class Wakes(Protocol):
+    """Hands out seats and messages when woken; `api.background.Dispatcher` in the product."""
+
+    def wake(self) -> None:
+        """Ask for a pass."""
+
+
 @dataclass(frozen=True)
 class Backend:
     """The parts of one API process."""
@@ -50,7 +56,7 @@ class Backend:
     ledger: Ledger
     tokens: Tokens
     temporal: Temporal
-    dispatcher: Dispatcher
+    dispatcher: Wakes
     shelf: ProfileShelf
     user_name: str = "local"
     wakeups: Wakeups = field(default_factory=Wakeups)

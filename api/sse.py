@@ -13,7 +13,7 @@ import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from datetime import datetime
 from heapq import merge
 from typing import Final, NamedTuple, TypeVar
@@ -78,6 +78,10 @@ class Wakeups:
         for event in self._waiting.get(job_id, ()):
             event.set()
 
+    def listeners(self, job_id: str) -> int:
+        """Return how many streams of the job this process serves."""
+        return len(self._waiting.get(job_id, ()))
+
     @contextlib.contextmanager
     def listening(self, job_id: str) -> Iterator[asyncio.Event]:
         """Give an event that is set when the job changes, while the context is open."""
@@ -99,7 +103,7 @@ class JobStream:
         self._wakeups = wakeups
         self._stopping = stopping
 
-    async def frames(self, job_id: str, start: Position, *, follow: bool) -> AsyncIterator[bytes]:
+    async def frames(self, job_id: str, start: Position, *, follow: bool) -> AsyncGenerator[bytes, None]:
         """Yield the frames after `start`: what is there, then (with `follow`) what comes, until the job has ended.
 
         The last frame of a job that has ended is `end`; without it the reader should come back with the last id.
@@ -140,10 +144,10 @@ class JobStream:
             if isinstance(row, EventView):
                 position = position._replace(event_seq=row.seq)
                 name = "stage" if row.type == "stage.changed" else "event"
-                frames.append(_frame(name, position, row.model_dump_json(exclude=UNSHOWN)))
+                frames.append(_frame(name, position, row.model_dump_json(exclude=UNSHOWN, ensure_ascii=True)))
             else:
                 position = position._replace(log_id=row.id)
-                frames.append(_frame("log", position, row.model_dump_json()))
+                frames.append(_frame("log", position, row.model_dump_json(ensure_ascii=True)))
         return position, frames
 
 
@@ -168,5 +172,5 @@ def _until(rows: Sequence[Row], horizon: datetime) -> Sequence[Row]:
 
 
 def _frame(name: str, position: Position, data: str) -> bytes:
-    """Return one frame; `data` is JSON on one line."""
+    """Return one frame; `data` is JSON in ASCII, so that no reader can take a character of it for a line end."""
     return f"id: {position}\nevent: {name}\ndata: {data}\n\n".encode()

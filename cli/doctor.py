@@ -287,6 +287,8 @@ def _too_open(home: Path) -> Iterator[Finding]:
     mode = home.stat().st_mode
     if mode & 0o022:
         yield Finding("home", "fail", f"others may write to {home} (mode {mode & 0o777:o})", f"chmod 700 {home}")
+    elif mode & 0o055:
+        yield Finding("home", "warn", f"others may read {home} (mode {mode & 0o777:o})", f"chmod 700 {home}")
     for name in TOKEN_FILES:
         path = home / name
         if path.exists() and path.stat().st_mode & 0o077:

@@ -147,6 +147,8 @@ def _say_up(info: StackInfo, took_s: float) -> None:
 def _say_status(document: dict[str, Any]) -> None:
     if not document["parts"]:
         output.say(f"no stack runs for {document['home']}; `gf up --detach` starts one")
+        if document["failure"]:
+            output.say(f"the last start failed: {document['failure']['part']}: {document['failure']['message']}")
         if document["leftovers"]:
             output.say(f"left over from a killed one: {', '.join(document['leftovers'])}; `gf down` ends them")
         return

@@ -36,8 +36,10 @@ def nearest(value: str, options: Iterable[str]) -> str:
     """Return the option that is most likely meant by `value`, or an empty text."""
     choices = {option.lower(): option for option in options}
     plain = value.strip().lower().replace("_", "-")
-    close = difflib.get_close_matches(plain, choices, n=1, cutoff=0.6)
-    return choices[close[0]] if close else ""
+    close = difflib.get_close_matches(plain, choices, n=1, cutoff=0.65)
+    begun = [option for option in choices if len(plain) > 2 and (option.startswith(plain) or plain.startswith(option))]
+    best = (*close, *begun)
+    return choices[best[0]] if best else ""
 
 
 def listed(options: Iterable[str]) -> str:

@@ -32,6 +32,7 @@ DEEPEST = 8
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _NEEDS_QUOTES = "*&!@`%"
 """Characters that mean something to YAML at the beginning of a value; globs and names begin with them all the same."""
+_UNQUOTED = re.compile(rf"(?:[:,-][ \t]+|\[[ \t]*)([{re.escape(_NEEDS_QUOTES)}])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def read_front_matter(text: str) -> FrontMatter:
     if lines[start].rstrip() != FENCE:
         problem = FieldProblem(
             FRONT_MATTER,
-            "the file does not begin with front matter",
+            "is missing",
             value=_clip(lines[start]),
             expected=f"a first line {FENCE}, then fields such as `engine: claude`, then a line {FENCE}",
             line=start + 1,
@@ -65,7 +66,7 @@ def read_front_matter(text: str) -> FrontMatter:
     if end is None:
         problem = FieldProblem(
             FRONT_MATTER,
-            "the front matter is not closed",
+            "is not closed",
             expected=f"a line {FENCE} between the last field and the body",
             line=start + 1,
         )
@@ -78,7 +79,7 @@ def read_front_matter(text: str) -> FrontMatter:
 def body_problems(body: str, line: int | None) -> Iterator[FieldProblem]:
     """Yield what is wrong with a body: nothing in it, a NUL character, or beyond `LONGEST_BODY`."""
     if not body.strip():
-        yield FieldProblem(BODY, "the body is empty", expected="text: it is the prompt", line=line)
+        yield FieldProblem(BODY, "is empty", expected="text: it is the prompt", line=line)
     if "\0" in body:
         at = body[: body.index("\0")].count("\n")
         yield FieldProblem(BODY, "contains a NUL character", expected="text", line=None if line is None else line + at)
@@ -148,7 +149,7 @@ def _read_yaml(text: str, *, first_line: int) -> _Read:
         problem = FieldProblem(
             FRONT_MATTER,
             f"is {kind}",
-            value=_clip(text.strip()),
+            value=_clip(text.strip().split("\n")[0]),
             expected="fields such as `engine: claude`, one a line",
             line=first_line + int(node.start_mark.line),
         )
@@ -245,9 +246,8 @@ def _syntax_hint(message: str, row: str, column: int) -> str:
     """Return the likely cure for a syntax error on `row`."""
     if "\t" in row[: column + 1]:
         return "spaces: YAML allows no tab characters for indentation"
-    for at in (row[column : column + 1], row[max(column - 1, 0) : column]):
-        if at and at in _NEEDS_QUOTES:
-            return _quotes(at)
+    if unquoted := _UNQUOTED.search(row):
+        return _quotes(unquoted[1])
     if "mapping values are not allowed" in message:
         return "quotes around a value that contains `: `"
     if "could not find expected ':'" in message:

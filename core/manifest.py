@@ -410,7 +410,7 @@ def _validated(
         good = {name: value for name, value in good.items() if name not in bad}
         manifest = Manifest.model_validate(good, context=context)
     meant = {problem.path for problem in problems} | {problem.suggestion for problem in problems}
-    return manifest, merged(problems, _contradictions(manifest, lines, meant))
+    return manifest, merged(problems, _contradictions(manifest, lines, meant), _repeated(manifest, values, lines))
 
 
 def _contradictions(manifest: Manifest, lines: Mapping[str, int], meant: set[str]) -> Iterator[FieldProblem]:
@@ -426,16 +426,22 @@ def _contradictions(manifest: Manifest, lines: Mapping[str, int], meant: set[str
             expected="`cwd: <directory>` or `repo: <git URL>`: the job needs a place to work on",
             line=line_of(FRONT_MATTER, lines),
         )
+
+
+def _repeated(manifest: Manifest, values: Mapping[str, Any], lines: Mapping[str, int]) -> Iterator[FieldProblem]:
+    """Yield the dependencies that are the job itself or there twice; looks at good and bad entries alike."""
+    given = values.get("deps")
     seen: dict[str, str] = {}
-    for index, dependency in enumerate(manifest.deps):
+    for index, item in enumerate(given if isinstance(given, list | tuple) else [given]):
+        job = item.get("job") if isinstance(item, dict) else item
+        if not isinstance(job, str):
+            continue
         path = f"deps[{index}]"
-        if dependency.job == f"key:{manifest.idempotency_key}":
-            yield FieldProblem(path, "is the job itself", dependency.job, "another job", line=line_of(path, lines))
-        if dependency.job in seen:
-            yield FieldProblem(
-                path, f"repeats {seen[dependency.job]}", dependency.job, "each job once", line=line_of(path, lines)
-            )
-        seen.setdefault(dependency.job, path)
+        if job == f"key:{manifest.idempotency_key}":
+            yield FieldProblem(path, "is the job itself", job, "another job", line=line_of(path, lines))
+        elif job in seen:
+            yield FieldProblem(path, f"repeats {seen[job]}", job, "each job once", line=line_of(path, lines))
+        seen.setdefault(job, path)
 
 
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*?)[ \t]*#*[ \t]*")
@@ -455,7 +461,7 @@ def title_of(body: str, source: str = "") -> str:
         if match and match[1]:
             heading = match[1]
             break
-        if not first and not line.startswith("#!"):
+        if not fence and not first and not line.startswith("#!"):
             first = line.strip()
     stem = posixpath.splitext(posixpath.basename(source.replace("\\", "/")))[0]
     text = "".join(c for c in heading or first or stem or "untitled" if c.isprintable())

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from core.attempt import Grant
-from core.job import Stage
+from core.job import FailureKind, Stage
 from core.router import Explanation, FleetSnapshot, PlannedGrant, ReadyJob
 from core.router_capacity import Claims
 from store.database import AnyRow, serialise
@@ -213,14 +213,15 @@ def hold(connection: Connection, job_id: str, reason: str, now: datetime) -> Non
     job.save()
 
 
-def release_grant(connection: Connection, job_id: str, epoch: int, reason: str, now: datetime) -> bool:
-    """Take a grant back that never reached its workflow; the job is queued again, but held."""
+def take_back(connection: Connection, job_id: str, epoch: int, now: datetime) -> bool:
+    """Take a grant back that has no workflow to go to; the job is queued again, but held until it has one."""
     job = open_job(connection, job_id, now)
     lease = held_lease(connection, job_id)
     if lease is None or lease.epoch != epoch or lease.state != "living" or job.stage != Stage.ASSIGNED:
         return False
+    reason = "its workflow does not exist"
     end_lease(connection, lease, "ended", now, reason)
-    end_run(job, epoch, "cancelled", reason)
+    end_run(job, epoch, FailureKind.CANCELLED, reason)
     release_locks(connection, job_id)
     job.event("grant.released", reason, epoch=epoch)
     job.move(Stage.QUEUED, epoch=epoch)

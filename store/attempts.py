@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select, update
 
-from core.attempt import DeathCertificate
+from core.attempt import BuildResult, DeathCertificate
 from core.errors import Conflict, StaleEpoch
 from core.job import FailureKind, Stage
 from store.admission import end_run
@@ -23,7 +23,7 @@ from store.open_job import OpenJob, no_such_job, open_job
 from store.outbox import enqueue_signal
 from store.seats import end_lease
 from store.tables import jobs, leases, runs
-from store.views import AcceptedResult, LeaseState
+from store.views import LeaseState
 
 MAX_REFUSED_EVENTS = 20
 """Refused writes of one epoch that get an event each; further ones are only counted."""
@@ -186,15 +186,22 @@ def _swap_to_accepted(
     return swapped.rowcount == 1
 
 
-def accepted_result(connection: Connection, job_id: str, epoch: int) -> AcceptedResult | None:
+def accepted_result(connection: Connection, job_id: str, epoch: int) -> BuildResult | None:
     """Return the result that was taken from `epoch`, if any."""
     row = connection.execute(
         select(leases).where(leases.c.job_id == job_id, leases.c.epoch == epoch, leases.c.accepted_at.is_not(None))
     ).one_or_none()
     if row is None:
         return None
-    return AcceptedResult(
-        job_id=job_id, epoch=epoch, sha=row.accepted_sha, accepted_at=row.accepted_at, result=row.accepted_result
+    if row.accepted_result is not None:
+        return BuildResult.model_validate(row.accepted_result)
+    return BuildResult(
+        job_id=job_id,
+        epoch=epoch,
+        outcome="succeeded",
+        candidate_sha=row.accepted_sha,
+        base_sha=row.grant_message.get("base_sha", ""),
+        changed=bool(row.accepted_sha),
     )
 
 
@@ -207,7 +214,7 @@ def mark_lost(
     checkpoint_sha: str,
     now: datetime,
     certificate: DeathCertificate | None,
-    notify: bool,
+    tell_workflow: bool,
 ) -> bool:
     """End a living lease as lost, free its seat and tell the workflow; return False when it does not live."""
     _check_certificate(job_id, epoch, certificate)
@@ -224,7 +231,7 @@ def mark_lost(
     end_run(job, epoch, FailureKind.LEASE_LOST, reason)
     job.set(reclaims=job.row.reclaims + 1)
     job.save()
-    if notify:
+    if tell_workflow:
         payload = {"epoch": epoch, "reason": reason, "checkpoint_sha": sha}
         enqueue_signal(connection, "lease_lost", job_id=job_id, product_id=job.product_id, payload=payload, now=now)
     return True

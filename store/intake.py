@@ -106,6 +106,16 @@ def _members(before: object, after: object) -> dict[str, tuple[object, object]] 
     return None
 
 
+def job_of_key(connection: Connection, product_id: str, key: str) -> str | None:
+    """Return the job that was submitted under `key`."""
+    found: str | None = connection.execute(
+        select(idempotency_keys.c.job_id).where(
+            idempotency_keys.c.product_id == product_id, idempotency_keys.c.key == key
+        )
+    ).scalar_one_or_none()
+    return found
+
+
 # --- a new job ----------------------------------------------------------------------------------------------------
 
 

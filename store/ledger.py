@@ -24,6 +24,7 @@ from store import (
     intake,
     outbox,
     parents,
+    placing,
     projection,
     queries,
     seats,
@@ -43,7 +44,6 @@ from store.messages import (
     Submission,
 )
 from store.views import (
-    AcceptedResult,
     Appended,
     ArtifactView,
     AttemptView,
@@ -118,6 +118,10 @@ class Ledger:
         """
         return await self._database.write(intake.submit, submissions, now)
 
+    async def job_of_key(self, product_id: str, key: str) -> str | None:
+        """Return the job that was submitted under an idempotency key."""
+        return await self._database.read(intake.job_of_key, product_id, key)
+
     # --- admission (admission, dispatcher) ----------------------------------------------------------------------------
 
     async def dispatch(self, now: datetime, *, limit: int | None = None) -> tuple[Grant, ...]:
@@ -165,9 +169,20 @@ class Ledger:
         """Return the grant of the attempt that holds a seat for the job."""
         return await self._database.read(admission.living_grant, job_id)
 
-    async def release_grant(self, job_id: str, epoch: int, reason: str, now: datetime) -> bool:
-        """Take back a grant that did not reach its workflow; False when it began or ended meanwhile."""
-        return await self._database.write(admission.release_grant, job_id, epoch, reason, now)
+    async def grant_undeliverable(self, job_id: str, epoch: int, now: datetime) -> bool:
+        """Take back a grant whose workflow does not exist; False when it began or ended meanwhile. Then dispatch."""
+        return await self._database.write(admission.take_back, job_id, epoch, now)
+
+    async def place_step(self, job_id: str, avoid: str, now: datetime) -> str | None:
+        """Return an online factory that can take a step of the job's candidate; `avoid` only when there is no other.
+
+        The factory of the newest attempt comes first. No seat is taken.
+
+        Raises:
+            NotFound: there is no such job.
+
+        """
+        return await self._database.read(placing.place_step, self._fleet, job_id, avoid, now)
 
     async def snapshot(self, now: datetime) -> FleetSnapshot:
         """Return what the router would plan from now."""
@@ -226,7 +241,7 @@ class Ledger:
         document = None if result is None else result.model_dump(mode="json")
         await self._database.write(attempts.accept, job_id, epoch, sha, result=document, now=now)
 
-    async def accepted_result(self, job_id: str, epoch: int) -> AcceptedResult | None:
+    async def accepted_result(self, job_id: str, epoch: int) -> BuildResult | None:
         """Return what was accepted from `epoch`, for a workflow that did not hear of it."""
         return await self._database.read(attempts.accepted_result, job_id, epoch)
 
@@ -239,11 +254,11 @@ class Ledger:
         now: datetime,
         *,
         certificate: DeathCertificate | None = None,
-        notify: bool = True,
+        tell_workflow: bool = True,
     ) -> bool:
         """End a living lease as lost; its seat is free, its writes are refused from now on, the workflow is signalled.
 
-        `notify=False` leaves the signal out (the caller is the workflow). False: there is no living lease of that
+        `tell_workflow=False` leaves the signal out (the workflow itself calls). False: there is no living lease of that
         epoch; when it was accepted, `accepted_result` has the result.
 
         Raises:
@@ -259,7 +274,7 @@ class Ledger:
             checkpoint_sha=checkpoint_sha,
             now=now,
             certificate=certificate,
-            notify=notify,
+            tell_workflow=tell_workflow,
         )
 
     async def guard_epoch(
@@ -336,9 +351,12 @@ class Ledger:
         """
         return await self._database.read(factories.factory, name)
 
-    async def recount_seats(self) -> tuple[SeatCorrection, ...]:
-        """Set the counts of taken seats to what the leases say; return what was wrong."""
-        return await self._database.write(seats.recount_seats)
+    async def recount_seats(self, now: datetime) -> tuple[SeatCorrection, ...]:
+        """Set the counts of taken seats to what the leases say; return what was wrong. Then dispatch.
+
+        A lease whose job waits or has ended is ended first.
+        """
+        return await self._database.write(seats.recount_seats, now)
 
     # --- outbox -------------------------------------------------------------------------------------------------------
 
@@ -440,9 +458,21 @@ class Ledger:
         """Return the ids of the jobs that have this one among their parents."""
         return await self._database.read(parents.children_of, job_id)
 
-    async def unfinished_jobs(self, limit: int = 100, *, after: str = "") -> tuple[UnfinishedJob, ...]:
-        """Return jobs whose workflow should be alive, by id from after `after`: what a reconciler walks through."""
-        return await self._database.read(queries.unfinished, limit, after)
+    async def unfinished_jobs(self, updated_before: datetime, limit: int = 1000) -> tuple[UnfinishedJob, ...]:
+        """Return jobs whose workflow should be alive and that nobody wrote to since `updated_before`, oldest first."""
+        return await self._database.read(queries.unfinished, updated_before, limit)
+
+    async def enqueue_start(self, job_id: str, now: datetime) -> bool:
+        """Have the workflow of an unfinished job begun anew, because it is gone; False when a start is on its way.
+
+        The job begins a new life: it is queued, a lease that it still has is lost, and its next attempt goes on from
+        the last checkpoint.
+
+        Raises:
+            NotFound: there is no such job.
+
+        """
+        return await self._database.write(projection.restart, job_id, now)
 
 
 def open_ledger(settings: Settings) -> Ledger:

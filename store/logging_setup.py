@@ -32,6 +32,7 @@ def configure_logging(process: str, *, level: str | None = None) -> None:
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
+        _without_colours,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
         _named(process),
@@ -66,6 +67,12 @@ def _named(process: str) -> Processor:
         return event
 
     return add_process
+
+
+def _without_colours(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Leave out uvicorn's second copy of its message, made for terminals."""
+    event.pop("color_message", None)
+    return event
 
 
 def _level_number(name: str) -> int:

@@ -40,6 +40,12 @@ def enqueue_signal(
         _enqueue(connection, "signal", name, job_id=job_id, product_id=product_id, payload=payload, now=now)
 
 
+def start_pending(connection: Connection, job_id: str) -> bool:
+    """Return whether the job's workflow is still to be started."""
+    waiting = select(outbox.c.id).where(outbox.c.job_id == job_id, outbox.c.kind == "start")
+    return connection.execute(waiting).first() is not None
+
+
 def signal_children(job: OpenJob, *, only_until: str | None = None) -> int:
     """Tell the workflows of all jobs that wait for `job` that it changed; return how many there are."""
     condition = edges.c.parent_id == job.id

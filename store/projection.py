@@ -8,12 +8,12 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 
 from core.errors import Conflict, IllegalAction, IllegalTransition
-from core.job import Stage
+from core.job import FailureKind, Stage
 from core.lifecycle import ENDED, TRANSITIONS, Record, RecordAck, check_transition
 from store.admission import end_run, held_lease, release_locks
 from store.chain import digest
 from store.open_job import OpenJob, open_job
-from store.outbox import drop_signals, enqueue_start, signal_children
+from store.outbox import drop_signals, enqueue_start, signal_children, start_pending
 from store.parents import parents_state
 from store.seats import end_lease
 from store.tables import records, runs
@@ -127,7 +127,7 @@ def _free(job: OpenJob, change: Record) -> bool:
     lease = held_lease(job.connection, job.id) if change.end_lease or resting else None
     if lease is not None:
         freed = end_lease(job.connection, lease, "ended", job.now)
-        end_run(job, lease.epoch, "cancelled", "its job went on without it")
+        end_run(job, lease.epoch, FailureKind.CANCELLED, "its job went on without it")
     if change.release_locks or job.stage in ENDED:
         freed = release_locks(job.connection, job.id) > 0 or freed
     return freed
@@ -168,11 +168,39 @@ def requeue(connection: Connection, job_id: str, now: datetime, by: str, note: s
     told = f"requeued by {by or 'an operator'}" + (f": {note}" if note else "")
     job.event("decision.requeue", told, {"by": by, "reason": note})
     job.move(Stage.QUEUED)
-    ready = parents_state(connection, job_id).outcome == "ready"
     life: int = job.row.life + 1
-    job.set(life=life, note=note, conditions=[], held=None if ready else "parents", reclaims=0, ended_at=None)
-    job.set(queued_at=now, candidate_sha="", verdict=None, excluded_factories=[])
-    job.save()
-    enqueue_start(connection, job_id=job_id, product_id=job.product_id, life=life, now=now)
+    _begin_life(job, life, note=note, excluded_factories=[])
     signal_children(job)
     return life
+
+
+def restart(connection: Connection, job_id: str, now: datetime) -> bool:
+    """Begin another life of an unfinished job whose workflow is gone, unless a start is on its way already.
+
+    What the old workflow had running answers to nobody: its lease is lost, and what it writes is refused.
+    """
+    job = open_job(connection, job_id, now)
+    if job.stage in ENDED or start_pending(connection, job_id):
+        return False
+    reason = "its workflow is gone"
+    lease = held_lease(connection, job_id)
+    if lease is not None:
+        end_lease(connection, lease, "lost", now, reason)
+        end_run(job, lease.epoch, FailureKind.LEASE_LOST, reason)
+    release_locks(connection, job_id)
+    life: int = job.row.life + 1
+    job.event("job.restarted", f"{reason}; life {life} begins", {"life": life})
+    if job.stage != Stage.QUEUED:
+        job.move(Stage.QUEUED)
+    _begin_life(job, life)
+    return True
+
+
+def _begin_life(job: OpenJob, life: int, **values: Any) -> None:
+    """Queue the job, ready if its parents let it, and have its next workflow started."""
+    ready = parents_state(job.connection, job.id).outcome == "ready"
+    job.set(life=life, conditions=[], held=None if ready else "parents", reclaims=0, ended_at=None)
+    job.set(queued_at=job.now, candidate_sha="", verdict=None, **values)
+    job.save()
+    drop_signals(job.connection, job.id)
+    enqueue_start(job.connection, job_id=job.id, product_id=job.product_id, life=life, now=job.now)

@@ -14,7 +14,6 @@ from sqlalchemy import Connection, exists, func, literal, select, tuple_
 from core.attempt import Usage
 from core.errors import InvalidInput
 from core.job import JobSpec, Stage
-from core.lifecycle import ENDED
 from store.admission import living_grant
 from store.chain import check_chain
 from store.column_types import UtcDateTime
@@ -272,12 +271,12 @@ def _last_attempt(last: AnyRow) -> dict[str, Any]:
     return {"failure": failure, "session_id": session, "engine": last.engine}
 
 
-def unfinished(connection: Connection, limit: int, after: str) -> tuple[UnfinishedJob, ...]:
-    """Return jobs whose workflow should be alive, by id, beginning after the id `after`."""
+def unfinished(connection: Connection, updated_before: datetime, limit: int) -> tuple[UnfinishedJob, ...]:
+    """Return jobs whose workflow should be alive, the one that was written to longest ago first."""
     starting = exists().where(outbox.c.job_id == jobs.c.id, outbox.c.kind == "start")
     rows = connection.execute(
         select(
-            jobs.c.id.label("job_id"),
+            jobs.c.id,
             jobs.c.product_id,
             jobs.c.stage,
             jobs.c.life,
@@ -287,8 +286,8 @@ def unfinished(connection: Connection, limit: int, after: str) -> tuple[Unfinish
             starting.label("start_pending"),
         )
         .join(leases, (leases.c.job_id == jobs.c.id) & (leases.c.epoch == jobs.c.epoch), isouter=True)
-        .where(jobs.c.stage.not_in([str(stage) for stage in ENDED]), jobs.c.id > after)
-        .order_by(jobs.c.id)
+        .where(jobs.c.ended_at.is_(None), jobs.c.updated_at < updated_before)
+        .order_by(jobs.c.updated_at, jobs.c.id)
         .limit(limit)
     )
     return tuple(UnfinishedJob.model_validate(row._asdict()) for row in rows)

@@ -11,7 +11,7 @@ from datetime import datetime
 from sqlalchemy import Connection, func, select, update
 
 from store.database import AnyRow, serialise
-from store.tables import factories, leases, stations
+from store.tables import factories, jobs, leases, stations
 from store.views import LeaseState, SeatCorrection
 
 
@@ -63,9 +63,15 @@ def end_lease(connection: Connection, lease: AnyRow, state: LeaseState, now: dat
     return True
 
 
-def recount_seats(connection: Connection) -> tuple[SeatCorrection, ...]:
-    """Set every `busy` to what the leases say and return what was wrong."""
+def recount_seats(connection: Connection, now: datetime) -> tuple[SeatCorrection, ...]:
+    """End leases whose job rests, set every `busy` to what the leases say, and return what was wrong."""
     serialise(connection, "admission")
+    resting = select(jobs.c.id).where(jobs.c.stage.in_(["queued", "shipped", "failed", "dead_letter", "cancelled"]))
+    connection.execute(
+        update(leases)
+        .where(leases.c.holds_seat, leases.c.job_id.in_(resting))
+        .values(state="ended", holds_seat=False, ended_at=now, reason="its job rests")
+    )
     houses = connection.execute(select(factories.c.name, factories.c.busy).with_for_update()).all()
     rows = connection.execute(select(stations.c.factory, stations.c.engine, stations.c.busy).with_for_update()).all()
     held = {

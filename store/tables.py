@@ -95,7 +95,13 @@ jobs = Table(
     _text("event_hash"),
     Index("ix_jobs_product_id_submitted_at", "product_id", "submitted_at", "id"),
     Index("ix_jobs_submitted_at", "submitted_at", "id"),
-    Index("ix_jobs_stage", "stage", "updated_at"),
+    Index("ix_jobs_stage", "stage", "submitted_at"),
+    Index(
+        "ix_jobs_unfinished",
+        "updated_at",
+        sqlite_where=text("ended_at IS NULL"),
+        postgresql_where=text("ended_at IS NULL"),
+    ),
     Index(
         "ix_jobs_ready",
         "submitted_at",

@@ -192,16 +192,6 @@ class ChainReport(Message):
     problem: str = ""
 
 
-class AcceptedResult(Message):
-    """The result that the ledger took for an attempt."""
-
-    job_id: str
-    epoch: int
-    sha: str
-    accepted_at: datetime
-    result: dict[str, Any] | None = None
-
-
 class ParentsState(Message):
     """What the parents of a job are at."""
 
@@ -292,7 +282,7 @@ class SeatCorrection(Message):
 class UnfinishedJob(Message):
     """A job whose workflow should be alive; what the reconciler compares with."""
 
-    job_id: str
+    id: str
     product_id: str
     stage: Stage
     life: int

@@ -70,6 +70,8 @@ LOCK_WAIT_S: Final = 30.0
 FACTORY_KIND: Final = "factory"
 FACTORY_RANK: Final = 0
 
+MakePlan = Callable[[PortReservation], StackPlan]
+
 log = structlog.get_logger()
 
 
@@ -433,7 +435,11 @@ async def _happens(event: asyncio.Event, within_s: float) -> bool:
 
 
 def run_steward(
-    home: Path, make_plan: Callable[[], StackPlan], *, limits: Limits | None = None, foreground: bool = False
+    home: Path,
+    make_plan: MakePlan,
+    *,
+    limits: Limits | None = None,
+    foreground: bool = False,
 ) -> int:
     """Become the steward of `home` and run its stack; return the exit code (0 also when another one runs already).
 
@@ -455,10 +461,11 @@ def run_steward(
     return 1
 
 
-def _run_locked(home: Path, make_plan: Callable[[], StackPlan], limits: Limits | None, *, foreground: bool) -> int:
+def _run_locked(home: Path, make_plan: MakePlan, limits: Limits | None, *, foreground: bool) -> int:
     if clear_leftovers(home):
         log.warning("stack.leftovers_ended")
-    plan = make_plan()
+    ports = PortReservation()  # held for as long as the stack runs
+    plan = make_plan(ports)
 
     async def run() -> int:
         steward = Steward(home, plan, limits)
@@ -466,7 +473,10 @@ def _run_locked(home: Path, make_plan: Callable[[], StackPlan], limits: Limits |
             _end_with_input(steward)
         return await steward.run()
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    finally:
+        ports.release()
 
 
 def _end_with_input(steward: Steward) -> None:
@@ -493,9 +503,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = read_settings(home)
     factories: int = settings.factories if given.factories is None else given.factories
 
-    def make_plan() -> StackPlan:
+    def make_plan(ports: PortReservation) -> StackPlan:
         write_atomically(wanted_path(home), f"{factories}\n")
-        return plan_stack(settings, PortReservation(), factories=factories, temporal_binary=given.temporal_binary)
+        return plan_stack(settings, ports, factories=factories, temporal_binary=given.temporal_binary)
 
     return run_steward(home, make_plan, foreground=given.foreground)
 

@@ -72,11 +72,17 @@ def prepare(home: Path) -> None:
 
 
 def _ensure_token(path: Path, prefix: str) -> None:
-    """Write a random 256-bit token, readable by the owner alone from its first byte on; tighten an old one's mode."""
-    if path.exists() and path.read_text(encoding="utf-8").strip():
-        path.chmod(0o600)
-        return
-    write_atomically(path, prefix + secrets.token_urlsafe(32), mode=0o600)
+    """Write a random 256-bit token, readable by the owner alone from its first byte on; tighten an old one's mode.
+
+    Of several processes that make one at once the first wins, and all go on with its token.
+    """
+    if not path.exists():
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        write_atomically(draft, prefix + secrets.token_urlsafe(32) + "\n", mode=0o600)
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+        draft.unlink()
+    path.chmod(0o600)
 
 
 # --- factories -----------------------------------------------------------------------------------------------------

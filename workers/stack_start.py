@@ -34,6 +34,9 @@ POLL_S: Final = 0.03
 TAKEOVER_S: Final = 1.0
 """For another steward, between its start and its first record."""
 
+FOLLOW_S: Final = 90.0
+"""Longer than the steward's own patience: it knows better what went wrong."""
+
 LOG_LINES: Final = 12
 
 _launched: list[subprocess.Popen[bytes]] = []
@@ -214,6 +217,7 @@ def _follow(
 ) -> StackInfo:
     """Wait until the stack is ready, telling its steps; `steward` is the process that was started for it, if any."""
     narrator = Narrator(progress)
+    deadline = time.monotonic() + FOLLOW_S
     vanished_at: float | None = None
     while True:
         exited = steward is not None and steward.poll() is not None
@@ -225,12 +229,14 @@ def _follow(
                 started = steward is not None and state.steward.pid == steward.pid
                 return _info(home, state, started=started)
         elif exited or steward is None:
-            # Another steward may be between its start and its first record: have a little patience.
-            vanished_at = vanished_at or time.monotonic()
             if state is not None and state.failure is not None:
                 raise _failure(home, state)
-            if time.monotonic() - vanished_at > TAKEOVER_S or (exited and steward is not None and steward.returncode):
+            # Another steward may be between its start and its first record: have a little patience.
+            vanished_at = vanished_at or time.monotonic()
+            if time.monotonic() - vanished_at > TAKEOVER_S or (steward is not None and steward.returncode):
                 raise _crash(home)
+        if time.monotonic() > deadline:
+            raise _late(home, state)
         time.sleep(POLL_S)
 
 
@@ -256,6 +262,15 @@ def _failure(home: Path, state: StackState) -> StackFailed:
         part=failure.part,
         log=lines,
     )
+
+
+def _late(home: Path, state: StackState | None) -> StackFailed:
+    late = [part for part in state.parts if part.state not in {"ready", "done"}] if state is not None else []
+    names = ", ".join(f"{part.name} ({part.state})" for part in late) or "the steward"
+    log = late[0].log if late else str(home / "logs" / "steward.log")
+    lines = list(tail(Path(log), LOG_LINES))
+    hint = f"log: {log}; `gf down` and `gf up` start everything afresh"
+    return StackFailed(f"not ready after {FOLLOW_S:g} s: {names}", hint=hint, part=names, log=lines)
 
 
 def _crash(home: Path) -> StackFailed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -111,11 +112,19 @@ def some_factory(name: str = "brisk-otter", **changes: Any) -> Registration:
     return Registration(**(values | changes))
 
 
+@pytest.fixture(scope="session")
+def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a ledger file with all tables and no rows, made once and copied by each test."""
+    folder = tmp_path_factory.mktemp("ledger")
+    asyncio.run(migrate(Settings(home=folder).ledger_url))
+    return folder / "ledger.db"
+
+
 @pytest.fixture
-async def api(home: Path) -> AsyncIterator[Api]:
+async def api(home: Path, empty_ledger: Path) -> AsyncIterator[Api]:
     """Return the API over an empty ledger in a private home."""
     settings = Settings(home=home)
-    await migrate(settings.ledger_url)
+    shutil.copyfile(empty_ledger, home / "ledger.db")
     ledger = open_ledger(settings)
     temporal, dispatcher, tokens = StubTemporal(), StubDispatcher(), ensure_tokens(home)
     backend = Backend(

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from core import router_match
 from core.router import (
     Change,
     FactoryView,
@@ -26,6 +25,7 @@ from core.router import (
     plan,
 )
 from core.router_order import Usage, service_order
+from core.router_score import score
 from core.router_snapshot import engine_chain
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -144,13 +144,12 @@ def test_plan_scores_fall_as_seats_are_taken() -> None:
 def test_plan_cost_follows_classes_not_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two thousand equal jobs are scored no more often than there are places and grants."""
     scored = Counter[str]()
-    real = router_match.score
 
     def counting(*arguments: Any) -> Score:
         scored["times"] += 1
-        return real(*arguments)
+        return score(*arguments)
 
-    monkeypatch.setattr(router_match, "score", counting)
+    monkeypatch.setattr("core.router_match.score", counting)
     factories = [factory(f"f-{number}", 3) for number in range(10)]
     factories.append(factory("f-other", 1, stations=(StationView(engine="codex"),)))
     decided = plan(fleet([job(f"j-{number}", product_id=f"p{number % 7}") for number in range(2000)], factories))

@@ -12,7 +12,7 @@ from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import event, given, settings
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from core.capability import read_requirement, unmet
 from core.engine_classes import ENGINE_CLASSES
-from core.job import Priority
+from core.job import Message, Priority
 from core.router import (
     Change,
     Explanation,
@@ -41,6 +41,7 @@ FACTS = ("os:linux", "os:macos", "node=18.2", "node=20.1", "has:docker", "gpu", 
 NEEDS = ("os:any", "os:linux", "os:macos", "node>=19", "node<20", "has:docker", "gpu", "mem-gb>=16", "factory:f-1")
 ENGINES = ("claude", "codex", "shell")
 NAMES = ("f-1", "f-2", "f-3", "f-4")
+Model = TypeVar("Model", bound=Message)
 COMPLETE = ("os:linux", "node=20.1", "has:docker", "gpu", "mem_gb=32")
 HOSTS = ("h-1", "h-2", "")
 SCOPES = ((), ("src/",), ("docs/",), ("**/*.md",), ("src/a/**", "docs/x.md"))
@@ -62,13 +63,14 @@ class Dice(Random):
 
 def any_factory(dice: Dice, name: str) -> FactoryView:
     """Return a factory in some state."""
-    seats = dice.mostly(dice.randint(1, 5), 0, percent=90)
+    seats = dice.mostly(dice.choice((1, 1, 2, 3, 5)), 0, percent=90)
+    stations = dice.mostly(3, 0, 1, 2, percent=75)
     return FactoryView(
         name=name,
         host=dice.choice(HOSTS),
         state=dice.mostly("online", "offline", "draining", "quarantined", percent=80),
         capabilities=dice.mostly(COMPLETE, (), dice.some(FACTS, 6), percent=65),
-        stations=tuple(any_station(dice, engine) for engine in dice.sample(ENGINES, dice.mostly(3, 0, 1, 2, percent=75))),
+        stations=tuple(any_station(dice, engine) for engine in dice.sample(ENGINES, stations)),
         seats=seats,
         busy=dice.mostly(0, dice.randint(0, seats + 1)),
         warm_repositories=dice.some(("r", "s"), 2),
@@ -123,9 +125,10 @@ def any_lock(dice: Dice) -> LockView:
 def any_fleet(seed: int, most_jobs: int) -> FleetSnapshot:
     """Return a small fleet in which everything collides with everything."""
     dice = Dice(seed)
+    size = dice.mostly(dice.randint(2, 4), 0, 1, percent=85)
     return FleetSnapshot(
         jobs=tuple(any_job(dice, job_id) for job_id in dice.sample(JOBS, dice.randint(1, most_jobs))),
-        factories=tuple(any_factory(dice, name) for name in dice.sample(NAMES, dice.mostly(dice.randint(2, 4), 0, 1, percent=85))),
+        factories=tuple(any_factory(dice, name) for name in dice.sample(NAMES, size)),
         locks=tuple(any_lock(dice) for _ in range(dice.mostly(0, 1, 2, 3, percent=40))),
         products=dice.choice(((), (ProductView(product_id="p", running=2, share=3),))),
         now=NOW,
@@ -148,7 +151,7 @@ def test_snapshots_of_these_tests_are_worth_planning() -> None:
         decided = plan(snapshot)
         explanations = [decided.explain(job.job_id) for job in snapshot.jobs]
         seen.update({"fleets": 1, "several grants": len(decided.grants) > 1})
-        seen.update({verdict: True for verdict in {explanation.verdict for explanation in explanations}})
+        seen.update({explanation.verdict for explanation in explanations})
         seen["blocked"] += any(explanation.blockers for explanation in explanations)
         seen["choice"] += any(
             sum(len(report.options) for report in explanation.reports) > 1
@@ -219,13 +222,11 @@ def after(snapshot: FleetSnapshot, decided: Plan) -> FleetSnapshot:
         job = waiting.pop(grant.job_id)
         fleet[grant.factory] = occupied(fleet[grant.factory], grant.engine, 1)
         held += [LockView(job_id=job.job_id, lock=name) for name in {*job.implied_locks, job.lock} - {None}]
-        held.append(
-            LockView(job_id=job.job_id, repository_url=job.repository_url, allowed_scope=job.allowed_scope)
-        )
+        held.append(LockView(job_id=job.job_id, repository_url=job.repository_url, allowed_scope=job.allowed_scope))
     return changed(snapshot, jobs=tuple(waiting.values()), factories=tuple(fleet.values()), locks=tuple(held))
 
 
-def changed(value: Any, **members: Any) -> Any:
+def changed(value: Model, **members: object) -> Model:
     """Return a copy with other members."""
     return value.model_copy(update=members)
 
@@ -486,23 +487,31 @@ def let_go(view: LockView, step: Step) -> LockView:
 
 def mend(factory: FactoryView, step: Step) -> FactoryView:
     """Return the factory after a step that is about it."""
-    match step.kind:
-        case "bring_online" | "end_drain" | "lift_quarantine":
-            return changed(factory, state="online")
-        case "free_disk":
-            return changed(factory, free_disk_gb=Decimal(100))
-        case "repair_engine":
-            return with_station(factory, step.engine, usable=True)
-        case "add_engine":
-            return changed(factory, stations=(*factory.stations, StationView(engine=step.engine)))
-        case "add_seats" if step.engine:
-            return with_station(factory, step.engine, seats=1, busy=0)
-        case "add_seats":
-            return changed(factory, seats=1, busy=0)
-    assert step.kind == "free_seat"
+    if step.kind == "free_seat":
+        return with_free_seat(factory, step.engine)
+    if step.kind == "add_engine":
+        return changed(factory, stations=(*factory.stations, StationView(engine=step.engine)))
+    if step.kind == "repair_engine":
+        return with_station(factory, step.engine, usable=True)
+    if step.kind == "add_seats" and step.engine:
+        return with_station(factory, step.engine, seats=1, busy=0)
+    members: dict[str, dict[str, object]] = {
+        "bring_online": {"state": "online"},
+        "end_drain": {"state": "online"},
+        "lift_quarantine": {"state": "online"},
+        "free_disk": {"free_disk_gb": Decimal(100)},
+        "add_seats": {"seats": 1, "busy": 0},
+    }
+    return changed(factory, **members[step.kind])
+
+
+def with_free_seat(factory: FactoryView, engine: str) -> FactoryView:
+    """Return the factory after one of its jobs ended; one of that engine, where an engine is named."""
     room = changed(factory, busy=min(factory.busy, factory.seats - 1))
-    (station,) = (s for s in room.stations if s.engine == step.engine) if step.engine else (None,)
-    return with_station(room, step.engine, busy=min(station.busy, station.seats - 1)) if station else room
+    for station in room.stations:
+        if station.engine == engine:
+            return with_station(room, engine, busy=min(station.busy, station.seats - 1))
+    return room
 
 
 def with_station(factory: FactoryView, engine: str, **members: Any) -> FactoryView:

@@ -129,6 +129,7 @@ def naive(globs: tuple[str, ...], path: str) -> bool:
 
 
 def naive_one(glob: str, path: str) -> bool:
+    """Match one glob without its mark."""
     if glob.endswith("/"):
         glob += "**"
     parts = glob.removeprefix("/").split("/")
@@ -139,6 +140,7 @@ def naive_one(glob: str, path: str) -> bool:
 
 
 def naive_parts(glob: list[str], path: list[str]) -> bool:
+    """Match part by part."""
     if not glob or not path:
         return not glob and not path
     if glob[0] == "**":
@@ -149,6 +151,7 @@ def naive_parts(glob: list[str], path: list[str]) -> bool:
 
 
 def naive_text(pattern: str, text: str) -> bool:
+    """Match within one part."""
     if not pattern:
         return not text
     if pattern[0] == "*":
@@ -272,6 +275,7 @@ def test_table_of_steps_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def change(path: str, kind: str = "M", previous: str = "", target: str = "") -> ChangedPath:
+    """Return one entry of a diff."""
     return ChangedPath(path=path, kind=kind, previous=previous, target=target)
 
 

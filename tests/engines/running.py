@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -113,10 +114,8 @@ def keep_stream(name: str, ran: Ran, run: EngineRun, port: int) -> None:
         return
     text = b"".join(ran.lines).decode()
     for path, word in ((run.workdir, "/workdir"), (run.home, "/engine-home"), (run.attempt_dir, "/attempt")):
-        text = text.replace(str(path), word).replace(str(path).replace("/", "-"), word.replace("/", "-"))
-    for program in (run.factory_env["PATH"].split(os.pathsep)[0],):
-        text = text.replace(str(Path(program).parent.parent), "/clis")
-    text = text.replace(f"127.0.0.1:{port}", "127.0.0.1:8080")
+        text = text.replace(str(path), word)
+    text = re.sub(r"/projects/-[^/\"]+", "/projects/-workdir", text).replace(f"127.0.0.1:{port}", "127.0.0.1:8080")
     head = {"exit_code": ran.exit_code, "stderr": ran.stderr[-2000:]}
     STREAMS.mkdir(exist_ok=True)
     (STREAMS / f"{name}.jsonl").write_text(f"{json.dumps({'recorded': head})}\n{text}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -36,8 +38,6 @@ def run_against(endpoint: ScriptedEndpoint, run: EngineRun, name: str = "", **en
 
 def with_endpoint(endpoint: ScriptedEndpoint, run: EngineRun, **env: str) -> EngineRun:
     """Return `run` with what Claude needs in the factory's environment."""
-    from dataclasses import replace
-
     needed = {"ANTHROPIC_BASE_URL": endpoint.url, "ANTHROPIC_API_KEY": "dummy-key", "CLAUDE_CODE_MAX_RETRIES": "1"}
     return replace(run, factory_env={**run.factory_env, **needed, **env})
 
@@ -54,8 +54,6 @@ def bash_call(command: str) -> Answer:
 
 def test_probe_pinned_version_is_read(cli_place: Place) -> None:
     """The version that the adapter was tested with is the one that is installed."""
-    import subprocess
-
     run = cli_place.run("")
     env = ENGINE.command(run).env
     done = subprocess.run(ENGINE.probe_command(), env=dict(env), capture_output=True, text=True, check=False)
@@ -88,27 +86,27 @@ def test_run_that_writes_a_file_succeeds(cli_place: Place) -> None:
 def test_command_without_yolo_is_denied_and_the_run_goes_on(cli_place: Place) -> None:
     """Without yolo and without `allowed-tools` no command runs; nobody is asked and nothing hangs."""
     run = cli_place.run("Run it.")
-    with ScriptedEndpoint([bash_call("touch ran.txt; env"), Answer("I may not.")]) as endpoint:
+    with ScriptedEndpoint([bash_call("git init inner"), Answer("I may not.")]) as endpoint:
         ran = run_against(endpoint, run)
     assert ran.outcome.ok
-    assert not (run.workdir / "ran.txt").exists()
+    assert not (run.workdir / "inner").exists()
     assert "requires approval" in endpoint.calls[1].tool_results()[0]
 
 
 def test_allowed_tool_runs_without_yolo(cli_place: Place) -> None:
     """`allowed-tools` lets exactly that command through."""
-    run = cli_place.run("Run it.", allowed_tools=("Bash(touch ran.txt)", "Read"))
-    with ScriptedEndpoint([bash_call("touch ran.txt"), Answer("Done.")]) as endpoint:
+    run = cli_place.run("Run it.", allowed_tools=("Bash(git init *)", "Read"))
+    with ScriptedEndpoint([bash_call("git init inner"), Answer("Done.")]) as endpoint:
         assert run_against(endpoint, run).outcome.ok
-    assert (run.workdir / "ran.txt").exists()
+    assert (run.workdir / "inner" / ".git").exists()
 
 
 def test_model_and_tools_cannot_become_options(cli_place: Place) -> None:
     """What looks like an option inside `allowed-tools` gives no further right."""
     run = cli_place.run("Run it.", allowed_tools=("--dangerously-skip-permissions",), model="claude-haiku-4-5")
-    with ScriptedEndpoint([bash_call("touch ran.txt"), Answer("I may not.")]) as endpoint:
+    with ScriptedEndpoint([bash_call("git init inner"), Answer("I may not.")]) as endpoint:
         assert run_against(endpoint, run).outcome.ok
-    assert not (run.workdir / "ran.txt").exists()
+    assert not (run.workdir / "inner").exists()
     assert endpoint.calls[0].body["model"] == "claude-haiku-4-5"
 
 
@@ -255,11 +253,11 @@ def test_killed_run_can_be_resumed(cli_place: Place) -> None:
 def test_no_secret_of_the_factory_reaches_the_engine(cli_place: Place) -> None:
     """A command of the agent sees the engine's own variables and nothing else of the factory's environment."""
     secrets = {
-        "GIGAFACTORY_TOKEN": "secret-factory-token",
-        "OPENAI_API_KEY": "secret-openai-key",
-        "AWS_SECRET_ACCESS_KEY": "secret-aws-key",
-        "GITHUB_TOKEN": "secret-github-token",
-        "SSH_AUTH_SOCK": "/secret/agent.sock",
+        "GIGAFACTORY_TOKEN": "canary-4f1c-factory",
+        "OPENAI_API_KEY": "canary-4f1c-openai",
+        "AWS_SECRET_ACCESS_KEY": "canary-4f1c-aws",
+        "GITHUB_TOKEN": "canary-4f1c-github",
+        "SSH_AUTH_SOCK": "/canary-4f1c/agent.sock",
     }
     run = cli_place.run("Show it.", yolo=True, extra_env_allow=("MY_TOOL_CACHE", "GIGAFACTORY_TOKEN"))
     with ScriptedEndpoint([bash_call("env"), Answer("Seen.")]) as endpoint:
@@ -268,7 +266,7 @@ def test_no_secret_of_the_factory_reaches_the_engine(cli_place: Place) -> None:
     sent = json.dumps([(seen.headers, seen.body) for seen in endpoint.requests])
     shown = endpoint.calls[1].tool_results()[0]
     names = {line.partition("=")[0] for line in shown.splitlines()}
-    assert "secret" not in sent
+    assert "canary-4f1c" not in sent
     assert not names & set(secrets)
     assert {"HOME", "PATH", "MY_TOOL_CACHE"} <= names
     assert f"HOME={run.home}" in shown

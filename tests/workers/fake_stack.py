@@ -19,12 +19,13 @@ from collections.abc import Mapping
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from workers.stack import Limits, run_steward
-from workers.stack_home import PortReservation
-from workers.stack_parts import FleetWatch, PartSpec, StackPlan, http_request
 from workers.stack_state import MARKER, READY_FD, announce_ready
+
+if TYPE_CHECKING:
+    from workers.stack_home import PortReservation
+    from workers.stack_parts import PartSpec, StackPlan
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_PORT = 23400
@@ -34,9 +35,11 @@ GRACE_S = 1.0
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 
-def plan_fake(home: Path, factories: int) -> StackPlan:
+def plan_fake(home: Path, factories: int, ports: PortReservation) -> StackPlan:
     """Lay out an API, a control worker, a migration and factories, all fakes; the guard is the real one."""
-    port = PortReservation().take(FIRST_PORT)
+    from workers.stack_parts import FleetWatch, PartSpec, StackPlan, http_request  # the parts need not wait for it
+
+    port = ports.take(FIRST_PORT)
     url = f"http://127.0.0.1:{port}"
     env = {"PYTHONPATH": str(ROOT), MARKER: str(home), READY_FD: None, "FAKE_API": url}
     fleet = FleetWatch(url, "")
@@ -164,9 +167,11 @@ def main() -> int:
     given = parser.parse_args()
     if given.kind != "steward":
         return run_part(given.kind, given.home, given.name, given.port)
+    from workers.stack import Limits, run_steward
+
     limits = Limits(ready_timeout_s=given.ready_timeout_s, stray_grace_s=0.5)
     return run_steward(
-        given.home, lambda: plan_fake(given.home, given.factories), limits=limits, foreground=given.foreground
+        given.home, partial(plan_fake, given.home, given.factories), limits=limits, foreground=given.foreground
     )
 
 

@@ -49,8 +49,10 @@ def _factories() -> None:
         sa.Column("details", Json(), nullable=False),
         sa.Column("registered_at", UtcDateTime(), nullable=False),
         sa.Column("last_beat_at", UtcDateTime(), nullable=False),
-        sa.CheckConstraint("state IN ('online', 'offline', 'draining', 'quarantined')", name="ck_factories_state"),
-        sa.CheckConstraint("busy >= 0", name="ck_factories_busy"),
+        sa.CheckConstraint(
+            "state IN ('online', 'offline', 'draining', 'quarantined')", name=op.f("ck_factories_state")
+        ),
+        sa.CheckConstraint("busy >= 0", name=op.f("ck_factories_busy")),
         sa.PrimaryKeyConstraint("name", name="pk_factories"),
     )
 
@@ -101,8 +103,15 @@ def _jobs() -> None:
         sqlite_where=sa.text("stage = 'queued' AND held IS NULL"),
         postgresql_where=sa.text("stage = 'queued' AND held IS NULL"),
     )
-    op.create_index("ix_jobs_stage", "jobs", ["stage", "updated_at"])
+    op.create_index("ix_jobs_stage", "jobs", ["stage", "submitted_at"])
     op.create_index("ix_jobs_submitted_at", "jobs", ["submitted_at", "id"])
+    op.create_index(
+        "ix_jobs_unfinished",
+        "jobs",
+        ["updated_at"],
+        sqlite_where=sa.text("ended_at IS NULL"),
+        postgresql_where=sa.text("ended_at IS NULL"),
+    )
 
 
 def _profiles() -> None:
@@ -125,7 +134,7 @@ def _edges() -> None:
         sa.Column("parent_id", CleanText(), nullable=False),
         sa.Column("product_id", CleanText(), nullable=False),
         sa.Column("until", CleanText(), nullable=False),
-        sa.CheckConstraint("until IN ('shipped', 'testing')", name="ck_edges_until"),
+        sa.CheckConstraint("until IN ('shipped', 'testing')", name=op.f("ck_edges_until")),
         sa.ForeignKeyConstraint(["child_id"], ["jobs.id"], name="fk_edges_child_id_jobs"),
         sa.ForeignKeyConstraint(["parent_id"], ["jobs.id"], name="fk_edges_parent_id_jobs"),
         sa.PrimaryKeyConstraint("child_id", "parent_id", name="pk_edges"),
@@ -177,7 +186,7 @@ def _locks() -> None:
         sa.Column("epoch", sa.Integer(), nullable=False),
         sa.Column("scope", Json(), nullable=False),
         sa.Column("taken_at", UtcDateTime(), nullable=False),
-        sa.CheckConstraint("kind IN ('lock', 'scope')", name="ck_locks_kind"),
+        sa.CheckConstraint("kind IN ('lock', 'scope')", name=op.f("ck_locks_kind")),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_locks_job_id_jobs"),
         sa.PrimaryKeyConstraint("kind", "name", "job_id", name="pk_locks"),
     )
@@ -205,7 +214,7 @@ def _outbox() -> None:
         sa.Column("due_at", UtcDateTime(), nullable=False),
         sa.Column("attempts", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("error", CleanText(), server_default=sa.text("''"), nullable=False),
-        sa.CheckConstraint("kind IN ('start', 'signal')", name="ck_outbox_kind"),
+        sa.CheckConstraint("kind IN ('start', 'signal')", name=op.f("ck_outbox_kind")),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_outbox_job_id_jobs"),
         sa.PrimaryKeyConstraint("id", name="pk_outbox"),
         sqlite_autoincrement=True,
@@ -269,7 +278,7 @@ def _stations() -> None:
         sa.Column("usable", sa.Boolean(), nullable=False),
         sa.Column("version", CleanText(), server_default=sa.text("''"), nullable=False),
         sa.Column("repair", CleanText(), server_default=sa.text("''"), nullable=False),
-        sa.CheckConstraint("busy >= 0", name="ck_stations_busy"),
+        sa.CheckConstraint("busy >= 0", name=op.f("ck_stations_busy")),
         sa.ForeignKeyConstraint(["factory"], ["factories.name"], name="fk_stations_factory_factories"),
         sa.PrimaryKeyConstraint("factory", "engine", name="pk_stations"),
     )
@@ -313,7 +322,7 @@ def _leases() -> None:
         sa.Column("accepted_at", UtcDateTime(), nullable=True),
         sa.Column("ended_at", UtcDateTime(), nullable=True),
         sa.Column("reason", CleanText(), server_default=sa.text("''"), nullable=False),
-        sa.CheckConstraint("state IN ('living', 'accepted', 'lost', 'ended')", name="ck_leases_state"),
+        sa.CheckConstraint("state IN ('living', 'accepted', 'lost', 'ended')", name=op.f("ck_leases_state")),
         sa.ForeignKeyConstraint(["job_id", "epoch"], ["runs.job_id", "runs.epoch"], name="fk_leases_job_id_runs"),
         sa.PrimaryKeyConstraint("job_id", "epoch", name="pk_leases"),
     )

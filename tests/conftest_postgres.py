@@ -1,0 +1,128 @@
+"""A real PostgreSQL server for tests: in a directory of its own, on a socket of its own, gone afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REQUIRED = "GIGAFACTORY_REQUIRE_POSTGRES"
+"""Set to 1 where a missing server must fail the tests instead of skipping them."""
+PORT = 5432
+"""Part of the socket's name only: the server listens on no network."""
+USER = "gigafactory"
+DIES_WITH_US = 'exec 3<&0; "$@" </dev/null 3<&- & server=$!; read -r _ <&3; kill -QUIT "$server"; wait "$server"'
+"""A shell line that runs a server until its own standard input closes, as it does when the test process is killed."""
+SPEED = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=64MB", "max_connections=200")
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A running server; `socket` is the directory of its socket."""
+
+    socket: Path
+
+    def url(self, database: str = "postgres") -> str:
+        """Return the SQLAlchemy URL of a database."""
+        return f"postgresql+asyncpg://{USER}@/{database}?host={self.socket}&port={PORT}"
+
+    def run(self, *statements: str) -> None:
+        """Run statements outside of any transaction."""
+        asyncio.run(_execute(self.socket, statements))
+
+
+async def _execute(socket: Path, statements: tuple[str, ...]) -> None:
+    import asyncpg
+
+    connection = await asyncpg.connect(host=str(socket), port=PORT, user=USER, database="postgres")
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def postgres_binaries() -> Path | None:
+    """Return the directory with `initdb` and `postgres`: the newest installed one, else the one on PATH."""
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name.split(".")[0]))
+    on_path = shutil.which("postgres")
+    candidates = [*reversed(versions), *([Path(on_path).resolve().parent] if on_path else [])]
+    return next((path for path in candidates if (path / "initdb").exists() and (path / "postgres").exists()), None)
+
+
+def _as_somebody_else() -> dict[str, Any]:
+    """Return how to start a process that is not root, because the server refuses to be."""
+    if os.geteuid() != 0:
+        return {}
+    for name in ("postgres", "nobody"):
+        try:
+            user = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    raise AssertionError("root needs an unprivileged user, postgres or nobody, to run PostgreSQL as")
+
+
+@contextmanager
+def running_postgres(binaries: Path) -> Iterator[PostgresServer]:
+    """Run a server until the block ends, or until this process dies."""
+    identity = _as_somebody_else()
+    folder = Path(tempfile.mkdtemp(prefix="gf-pg-"))
+    if identity:
+        os.chown(folder, identity["user"], identity["group"])
+    log = folder / "log"
+    environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "HOME": str(folder)}
+    options: dict[str, Any] = {"cwd": folder, "env": environment} | identity
+    try:
+        initdb = [binaries / "initdb", "-D", folder / "data", "-U", USER, "-A", "trust", "-E", "UTF8", "--no-sync"]
+        made = subprocess.run(initdb, check=False, capture_output=True, text=True, **options)
+        assert made.returncode == 0, made.stderr
+        settings = [part for setting in ("listen_addresses=", *SPEED) for part in ("-c", setting)]
+        command = [binaries / "postgres", "-D", folder / "data", "-k", folder, "-p", str(PORT), *settings]
+        with log.open("wb") as sink:
+            process = subprocess.Popen(
+                ["sh", "-c", DIES_WITH_US, "sh", *command], stdin=subprocess.PIPE, stdout=sink, stderr=sink, **options
+            )
+        try:
+            _wait_until_ready(folder, process, log)
+            yield PostgresServer(folder)
+        finally:
+            process.communicate(timeout=30)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_until_ready(folder: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            asyncio.run(_execute(folder, ("SELECT 1",)))
+        except Exception as error:
+            last = error
+            time.sleep(0.05)
+        else:
+            return
+    raise AssertionError(f"PostgreSQL did not start:\n{log.read_text()}") from last
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """Return a running PostgreSQL server, one per test process; skips where it is not installed."""
+    binaries = postgres_binaries()
+    if binaries is None:
+        reason = "PostgreSQL's server binaries are neither in /usr/lib/postgresql/*/bin nor on PATH"
+        assert os.environ.get(REQUIRED) != "1", f"{REQUIRED}=1, but {reason}"
+        pytest.skip(reason)
+    with running_postgres(binaries) as server:
+        yield server
