@@ -21,6 +21,15 @@ from core.errors import GigafactoryError
 from core.version import VERSION
 
 LOOPBACK_ADDRESSES: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+ROUTERS: Final = (
+    system.public,
+    system.router,
+    submit.router,
+    actions.router,
+    jobs.router,
+    factories.router,
+    attempts.router,
+)
 DESCRIPTION: Final = (
     "The control plane of a Gigafactory stack. Every error is a problem document (RFC 9457) with a stable `code`; "
     "see docs/reference/errors.md."
@@ -29,6 +38,15 @@ DESCRIPTION: Final = (
 
 def create_app(backend: Backend) -> FastAPI:
     """Return the API over `backend`; the caller starts and stops what the backend holds."""
+    app = bare_app()
+    app.state.backend = backend
+    for guard in reversed(_guards(backend)):
+        app.add_middleware(guard.cls, *guard.args, **guard.kwargs)
+    return app
+
+
+def bare_app() -> FastAPI:
+    """Return the routes with their error handlers and nothing behind or before them: enough to describe them."""
     app = FastAPI(
         title="Gigafactory",
         version=VERSION,
@@ -38,7 +56,6 @@ def create_app(backend: Backend) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=_operation_id,
-        middleware=_middleware(backend),
         exception_handlers={
             GigafactoryError: problems.on_expected_error,
             RequestValidationError: problems.on_invalid_request,
@@ -46,16 +63,7 @@ def create_app(backend: Backend) -> FastAPI:
         },
         responses={"default": {"model": Problem, "description": "Any error, as a problem document."}},
     )
-    app.state.backend = backend
-    for router in (
-        system.public,
-        system.router,
-        submit.router,
-        actions.router,
-        jobs.router,
-        factories.router,
-        attempts.router,
-    ):
+    for router in ROUTERS:
         app.include_router(router)
     app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
@@ -75,7 +83,7 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def _middleware(backend: Backend) -> list[Middleware]:
+def _guards(backend: Backend) -> list[Middleware]:
     """Return what each request passes, outermost first."""
     guards = [Middleware(RequestScope)]
     if backend.settings.api_host in LOOPBACK_ADDRESSES:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from api.waiting import Waiting, waits_for
 from core.attempt import workflow_id
@@ -18,7 +18,13 @@ from store.messages import FactoryState
 from store.views import ArtifactView, EventView, FactoryRow, JobExplanation, JobPage, JobView, LogView, StationRow
 
 
-class Problem(Message):
+class Document(Message):
+    """Base of what the API answers with; what stands below a field describes it in the OpenAPI document."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Problem(Document):
     """What every error looks like (RFC 9457); the codes are listed in `docs/reference/errors.md`."""
 
     type: str
@@ -34,7 +40,7 @@ class Problem(Message):
     """One entry for each wrong field: path, line, message, value, expected, suggestion."""
 
 
-class JobSummary(Message):
+class JobSummary(Document):
     """A job in a list."""
 
     id: str
@@ -57,6 +63,8 @@ class JobSummary(Message):
 class JobDocument(JobView):
     """Everything about a job."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     waiting: Waiting | None = None
     """What it waits for; null when it has ended or something is running."""
     workflow_id: str
@@ -64,7 +72,7 @@ class JobDocument(JobView):
     """`temporal`: the job in Temporal's own Web UI, when that runs."""
 
 
-class JobList(Message):
+class JobList(Document):
     """One page of jobs, newest first."""
 
     jobs: tuple[JobSummary, ...]
@@ -72,7 +80,7 @@ class JobList(Message):
     """Pass it as `cursor` for the next page; null: there is none."""
 
 
-class SubmittedJob(Message):
+class SubmittedJob(Document):
     """Answer to one submitted job."""
 
     id: str
@@ -84,13 +92,13 @@ class SubmittedJob(Message):
     """What the submitter should know: fields without effect yet, uncommitted changes left out."""
 
 
-class SubmittedJobs(Message):
+class SubmittedJobs(Document):
     """Answer to a submit."""
 
     jobs: tuple[SubmittedJob, ...]
 
 
-class EventDocument(Message):
+class EventDocument(Document):
     """One line of a job's hash-chained event log."""
 
     job_id: str
@@ -104,7 +112,7 @@ class EventDocument(Message):
     hash: str
 
 
-class EventList(Message):
+class EventList(Document):
     """Events in order."""
 
     events: tuple[EventDocument, ...]
@@ -112,7 +120,7 @@ class EventList(Message):
     """Pass it as `after` to go on."""
 
 
-class LogDocument(Message):
+class LogDocument(Document):
     """One line that an attempt printed."""
 
     id: int
@@ -124,7 +132,7 @@ class LogDocument(Message):
     text: str
 
 
-class LogList(Message):
+class LogList(Document):
     """Log lines in order."""
 
     lines: tuple[LogDocument, ...]
@@ -132,7 +140,7 @@ class LogList(Message):
     """Pass it as `after` to go on."""
 
 
-class ArtifactDocument(Message):
+class ArtifactDocument(Document):
     """One captured file of an attempt."""
 
     epoch: int
@@ -145,7 +153,7 @@ class ArtifactDocument(Message):
     href: str
 
 
-class ArtifactList(Message):
+class ArtifactList(Document):
     """The captured files of a job, oldest attempt first."""
 
     artifacts: tuple[ArtifactDocument, ...]
@@ -154,12 +162,14 @@ class ArtifactList(Message):
 class ExplanationDocument(JobExplanation):
     """Why a job is where it is."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     waiting: Waiting | None = None
     lines: tuple[str, ...] = ()
     """The whole answer as lines for people."""
 
 
-class FactoryDocument(Message):
+class FactoryDocument(Document):
     """One factory."""
 
     name: str
@@ -177,13 +187,13 @@ class FactoryDocument(Message):
     last_beat_at: datetime
 
 
-class FactoryList(Message):
+class FactoryList(Document):
     """All factories, by name."""
 
     factories: tuple[FactoryDocument, ...]
 
 
-class ActionTaken(Message):
+class ActionTaken(Document):
     """Answer to an action: where the job is now."""
 
     id: str
@@ -192,7 +202,7 @@ class ActionTaken(Message):
     conditions: tuple[str, ...] = ()
 
 
-class SnapshotDocument(Message):
+class SnapshotDocument(Document):
     """The immutable snapshot that a job was made of, and the documents that it was made from."""
 
     id: str

@@ -59,6 +59,9 @@ EARLIEST_S: Final = 1_750_000_000
 FUTURE_WARN_S: Final = 60.0
 NETWORK_FILE_SYSTEMS: Final = ("nfs", "cifs", "smb", "fuse.sshfs", "afs", "9p", "ceph", "lustre")
 TIMEOUT_S: Final = 5.0
+LOGINS: Final = {"claude": "anthropic", "codex": "openai"}
+"""The coding agents that come with Gigafactory, and whose login each needs. Engines have a home of their own, so that
+only variables count, not the login of the user's own sessions."""
 
 
 @dataclass(frozen=True)
@@ -335,9 +338,40 @@ def check_stack(patient: Patient) -> Iterator[Finding]:
     yield Finding("stack", "ok" if good else "fail", f"API at {url}: {health}", mend)
 
 
-def check_engines(_patient: Patient) -> Iterator[Finding]:
-    """At least one engine is installed and logged in."""
-    yield from ()
+def check_engines(patient: Patient) -> Iterator[Finding]:
+    """Which engines there are and whether they have a login; which other tools are broken."""
+    from workers.probes import CREDENTIALS, probe_machine  # noqa: PLC0415 - needed here only
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            report = asyncio.run(probe_machine(patient.settings, os.environ, cache_file=Path(folder, "answers")))
+        except InvalidInput as error:
+            for problem in error.problems:
+                yield Finding("engines", "fail", f"{problem.path}: {problem.message}", "correct the description")
+            return
+    agents = [probe for probe in report.engines if probe.engine in LOGINS]
+    for probe in report.engines:
+        provider = LOGINS.get(probe.engine, "")
+        variables = CREDENTIALS.get(provider, ())
+        logged_in = not variables or provider in report.credentials
+        alone = not any(agent.usable for agent in agents)
+        yield judge_engine(probe.engine, probe.version, probe.problem, variables if not logged_in else (), alone=alone)
+    for tool in report.tools:
+        if not tool.usable:
+            yield Finding("tools", "warn", f"{tool.name} is installed but does not work", tool.repair)
+
+
+def judge_engine(name: str, version: str, problem: str, missing: tuple[str, ...], *, alone: bool) -> Finding:
+    """Judge one engine; `missing` are the variables of which one would log it in, `alone`: no agent is usable."""
+    label = f"engine {name}"
+    if problem:
+        absent = "not on PATH" in problem
+        seen, _, hint = problem.partition("; ")
+        return Finding(label, "ok" if absent and not alone else "warn", seen, hint or "see docs/reference/engines.md")
+    if missing:
+        mend = f"set {' or '.join(missing)} before `gf up`"
+        return Finding(label, "warn", f"{version}, without a login in the environment", mend)
+    return Finding(label, "ok", version)
 
 
 CHECKS: Final[tuple[Check, ...]] = (

@@ -522,7 +522,7 @@ def engine_notices(engine: str | None, engine_class: str | None, *, hints: Mappi
     notices = []
     info = engine_info(engine) if engine else None
     if info and not info.adapter:
-        message = f"no adapter for {info.name} is built in; the job waits until a factory offers this engine"
+        message = f"{info.name} has no built-in adapter; the job waits until a factory offers this engine"
         notices.append(_warning("engine", message))
     candidates = (engine,) if engine else ENGINE_CLASSES.get(engine_class or "", ())
     known = [found for name in candidates if (found := engine_info(name)) and found.adapter]

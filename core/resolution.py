@@ -281,7 +281,7 @@ class _Resolver:
     def _running(self) -> None:
         manifest = self.parsed.manifest
         if manifest.yolo and not self.policy.allow_yolo:
-            self._forbid("yolo", "is not allowed by this installation", True, "`yolo: false`, or `allow_yolo: true`")
+            self._forbid("yolo", "is not allowed by this installation", "true", "`yolo: false`, or `allow_yolo: true`")
         self._own("yolo", "yolo", manifest.yolo, False)
         self._own("timeout", "timeout_s", manifest.timeout_s, DEFAULT_TIMEOUT_S, shown=format_duration)
         retry = None
@@ -335,12 +335,13 @@ class _Resolver:
             if notice.severity == "refused":
                 value = str(getattr(self.parsed.manifest, notice.field.replace("-", "_")))
                 self._forbid(notice.field, f"asks for what is not there yet: {notice.message}", value, "")
-            elif notice.field not in {"model", "allowed-tools"}:
+            elif notice.field not in {"engine", "model", "allowed-tools"}:
                 self.notices.append(notice)
         hints = {"model": bool(self.values["model"]), "allowed-tools": bool(self.values["allowed_tools"])}
         engine, engine_class = self.values["engine"], self.values["engine_class"]
-        known = {notice.field for notice in self.notices}
-        self.notices += [n for n in engine_notices(engine, engine_class, hints=hints) if n.field not in known]
+        found = engine_notices(engine, engine_class, hints=hints)
+        offered = engine in self.policy.engines
+        self.notices += [notice for notice in found if not (offered and notice.field == "engine")]
 
     def _check_known(self, name: str, value: str | None, options: Iterable[str]) -> None:
         choices = tuple(dict.fromkeys(options))

@@ -44,7 +44,7 @@ HIDDEN_FROM_COMMANDS = ("OPENAI_*", "CODEX_API_KEY", "CODEX_ACCESS_TOKEN")
 """Variables that the commands which the agent runs do not see."""
 
 QUIET = ("analytics.enabled=false", "check_for_update_on_startup=false", "features.plugins=false")
-"""The CLI talks to its model endpoint and to nothing else. With plugins it would fetch their catalogue at each start."""
+"""The CLI talks to its model endpoint and to nothing else; plugins would have it fetch a catalogue at each start."""
 
 TOOL_ITEMS = {
     "command_execution": "command",

@@ -53,6 +53,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.stash[SESSION] = session
 
 
+ENVIRON = dict(os.environ)
+"""The environment as it was: some tests give themselves another HOME, and the server is in the real one's cache."""
+
+
 @dataclass(frozen=True)
 class TemporalServer:
     """A running development server; `log` is where it writes its errors."""
@@ -96,7 +100,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def temporal_binary() -> Path:
     """Return a Temporal CLI with a development server; the first run on a machine may build it (3 minutes)."""
-    source = asyncio.run(locate_server("", environ=os.environ, tell=lambda _line: None))
+    source = asyncio.run(locate_server("", environ=ENVIRON, tell=lambda _line: None))
     assert source.binary is not None
     return source.binary
 

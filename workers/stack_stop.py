@@ -139,17 +139,20 @@ def end(processes: Iterable[ProcessId], grace_s: float) -> list[ProcessId]:
 
 
 def strays_of(home: Path, spared: Iterable[int] = ()) -> list[ProcessId]:
-    """Return the living processes that carry this home's marker or live in one of its factories' engine homes.
+    """Return the living processes that carry this home's marker, or run in the folders of its factories' attempts.
 
-    Left out: the caller, its ancestors (`gf down` may be typed inside an engine), and the pids in `spared`.
+    Engines have a clean environment without the marker; their HOME and run folder tell where they belong. Left out:
+    the caller, its ancestors (`gf down` may be typed inside an engine), and the pids in `spared`.
     """
     excluded = {*spared, *_lineage(os.getpid())}
-    marks = (f"{MARKER}={home}".encode(), f"HOME={home / 'factories'}{os.sep}".encode())
+    exact = f"{MARKER}={home}".encode()
+    folder = f"{home / 'factories'}{os.sep}"
+    prefixes = tuple(f"{name}={folder}".encode() for name in ("HOME", "GIGAFACTORY_RUN_DIR"))
     found = []
     for pid, environ in _environments():
         if pid in excluded:
             continue
-        if any(entry == marks[0] or entry.startswith(marks[1]) for entry in environ):
+        if any(entry == exact or entry.startswith(prefixes) for entry in environ):
             process = ProcessId.of(pid)
             if process is not None:
                 found.append(process)

@@ -18,7 +18,7 @@ router = APIRouter(prefix="/fleet/jobs", tags=["jobs"])
 class ActionRequest(BaseModel):
     """One action."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     action: Literal["ship", "approve", "reject", "requeue", "cancel", "pause", "resume"]
     sha: str = Field(default="", max_length=64, pattern=r"^[0-9a-f]*$")

@@ -13,11 +13,10 @@ from pydantic import AwareDatetime, Field
 from api.artifacts import checked_path, receive
 from api.auth import Role, requires
 from api.backend import Backend, Parts, utc_now
-from api.documents import ArtifactDocument, artifact_document
+from api.documents import Document, ArtifactDocument, artifact_document
 from api.routes.jobs import JobId
 from core.attempt import BuildResult, DeathCertificate
 from core.errors import FieldProblem, InvalidInput
-from core.job import Message
 from store.messages import ArtifactFile, AttemptStep, LogLine, StartedInfo
 
 router = APIRouter(prefix="/fleet/attempts", tags=["attempts"], dependencies=[Depends(requires(Role.FACTORY))])
@@ -26,9 +25,15 @@ Epoch = Annotated[int, Path(ge=1, le=2**31 - 1, description="Epoch of the attemp
 Sha = Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]*$")]
 Seq = Annotated[int, Field(ge=1, le=2**31 - 1)]
 MAX_LINES = 20_000
+RAW_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
 
 
-class Started(Message):
+class Started(Document):
     """The engine was started."""
 
     at: AwareDatetime
@@ -38,14 +43,14 @@ class Started(Message):
     resumed_session: str = Field(default="", max_length=200)
 
 
-class Line(Message):
+class Line(Document):
     """One line of output."""
 
     at: AwareDatetime
     text: str
 
 
-class Lines(Message):
+class Lines(Document):
     """Lines of one stream, numbered without gaps by attempt and stream, from 1."""
 
     stream: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")
@@ -53,7 +58,7 @@ class Lines(Message):
     lines: tuple[Line, ...] = Field(max_length=MAX_LINES)
 
 
-class Step(Message):
+class Step(Document):
     """One thing that the engine did."""
 
     at: AwareDatetime
@@ -62,27 +67,27 @@ class Step(Message):
     data: dict[str, Any] = Field(default_factory=dict)
 
 
-class Steps(Message):
+class Steps(Document):
     """Steps, numbered without gaps by attempt, from 1."""
 
     first_seq: Seq
     events: tuple[Step, ...] = Field(max_length=MAX_LINES)
 
 
-class Checkpoint(Message):
+class Checkpoint(Document):
     """The work so far was pushed."""
 
     sha: Sha
 
 
-class Result(Message):
+class Result(Document):
     """The attempt's last act: its candidate, and the whole answer of the engine activity."""
 
     sha: Sha = ""
     answer: BuildResult | None = None
 
 
-class Report(Message):
+class Report(Document):
     """Everything an attempt has to tell since its last report."""
 
     factory: str = Field(default="", max_length=200)
@@ -94,7 +99,7 @@ class Report(Message):
     result: Result | None = None
 
 
-class Accepted(Message):
+class Accepted(Document):
     """Answer to what an attempt brings."""
 
     accepted: bool = True
@@ -125,7 +130,7 @@ async def _apply(parts: Backend, job_id: str, epoch: int, report: Report) -> Non
         await ledger.accept_result(job_id, epoch, report.result.sha, result=report.result.answer, now=now)
 
 
-@router.post("/{job_id}/{epoch}/artifacts", status_code=201)
+@router.post("/{job_id}/{epoch}/artifacts", status_code=201, openapi_extra=RAW_BODY)
 async def add_artifact(
     *,
     request: Request,

@@ -10,9 +10,8 @@ from pydantic import Field
 
 from api.auth import Role, requires
 from api.backend import Parts, utc_now
-from api.documents import FactoryDocument, FactoryList, factory_document
+from api.documents import Document, FactoryDocument, FactoryList, factory_document
 from core.errors import Conflict
-from core.job import Message
 from store.messages import FactoryState, FactoryStatus, Registration, StationOffer
 
 router = APIRouter(prefix="/fleet/factories", tags=["factories"])
@@ -30,7 +29,7 @@ class StationReport(StationOffer):
     supports_resume: bool = False
 
 
-class FactoryReport(Message):
+class FactoryReport(Document):
     """What an agent says of its machine when it reports for work."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -53,14 +52,14 @@ class FactoryReport(Message):
     """The agent has proven that the one before it, on this host, is dead."""
 
 
-class Registered(Message):
+class Registered(Document):
     """Answer to a report for work."""
 
     name: str
     state: FactoryState
 
 
-class Heartbeat(Message):
+class Heartbeat(Document):
     """What an agent says every few seconds."""
 
     instance: Instance
@@ -72,7 +71,7 @@ class Heartbeat(Message):
     warm_repositories: tuple[str, ...] | None = Field(default=None, max_length=1000)
 
 
-class Leaving(Message):
+class Leaving(Document):
     """An agent that takes no further jobs."""
 
     instance: Instance | None = None

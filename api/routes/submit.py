@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from api import intake
 from api.auth import Role, UserCaller, requires
 from api.backend import Backend, Parts, utc_now
-from api.documents import SubmittedJob, SubmittedJobs
+from api.documents import Document, SubmittedJob, SubmittedJobs
 from api.intake import MAX_JOBS, JobInput, Taken
 from api.preview import preview
-from core.job import Message, Repository, Stage
+from core.job import Repository, Stage
 from core.manifest import Notice
 from core.resolution import Provenance
 from core.router_explain import Explanation
@@ -40,7 +40,7 @@ SubmitRequest = Annotated[
 ]
 
 
-class Explained(Message):
+class Explained(Document):
     """What would become of a job."""
 
     title: str

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from api.auth import Role, requires
 from api.backend import Parts
+from api.documents import Document
 from core.errors import Unavailable
-from core.job import Message
 from core.manifest import manifest_schema
 from core.version import VERSION
 
@@ -18,7 +18,7 @@ public = APIRouter(tags=["system"])
 router = APIRouter(tags=["system"], dependencies=[Depends(requires(Role.USER, Role.FACTORY))])
 
 
-class Health(Message):
+class Health(Document):
     """How the API and what it stands on are."""
 
     status: Literal["ok", "degraded", "down"]
@@ -30,7 +30,7 @@ class Health(Message):
     """`ledger` and `temporal`: `ok`, or what is wrong."""
 
 
-class Version(Message):
+class Version(Document):
     """Which version answers."""
 
     version: str

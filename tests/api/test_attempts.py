@@ -37,7 +37,10 @@ async def test_report_is_applied_whole_and_again_changes_nothing(api: Api, manif
     body = report(
         started={"at": AT, "pid": 7, "engine_version": "1.2", "workdir": "/w"},
         logs=[lines("one", "two"), lines("oops", stream="stderr")],
-        events={"first_seq": 1, "events": [{"at": AT, "type": "tool", "message": "edit a.txt", "data": {"tool": "edit"}}]},
+        events={
+            "first_seq": 1,
+            "events": [{"at": AT, "type": "tool", "message": "edit a.txt", "data": {"tool": "edit"}}],
+        },
         checkpoint={"sha": SHA},
         result={"sha": SHA, "answer": BuildResult(job_id=job_id, epoch=1, outcome="succeeded").model_dump(mode="json")},
     )
@@ -51,7 +54,9 @@ async def test_report_is_applied_whole_and_again_changes_nothing(api: Api, manif
         ("stdout", "two"),
         ("stderr", "oops"),
     ]
-    steps = [e for e in (await api.user.get(f"/fleet/jobs/{job_id}/events")).json()["events"] if e["type"] == "attempt.step"]
+    steps = [
+        e for e in (await api.user.get(f"/fleet/jobs/{job_id}/events")).json()["events"] if e["type"] == "attempt.step"
+    ]
     assert [step["message"] for step in steps] == ["edit a.txt"]
     document = (await api.user.get(f"/fleet/jobs/{job_id}")).json()
     assert document["stage"] == "building"

@@ -17,7 +17,9 @@ from tests.api.conftest import Api, Manifest
 SHA = "b" * 40
 
 
-async def at_the_gate(api: Api, manifest: Manifest, *, verify: str = "passed", out_of_scope: tuple[str, ...] = ()) -> str:
+async def at_the_gate(
+    api: Api, manifest: Manifest, *, verify: str = "passed", out_of_scope: tuple[str, ...] = ()
+) -> str:
     """Return a job whose candidate the gates have judged."""
     job_id = await api.submit(manifest())
     grant = await api.grant(job_id)
@@ -76,7 +78,17 @@ async def test_snapshot_is_what_was_submitted(api: Api, manifest: Manifest) -> N
 
 async def test_unknown_job_is_404_on_every_path(api: Api) -> None:
     """Each path of a job that does not exist answers 404 with its id in the message."""
-    for rest in ("", "/snapshot", "/events", "/events/check", "/logs", "/stream", "/explanation", "/artifacts", "/diff"):
+    for rest in (
+        "",
+        "/snapshot",
+        "/events",
+        "/events/check",
+        "/logs",
+        "/stream",
+        "/explanation",
+        "/artifacts",
+        "/diff",
+    ):
         answer = await api.user.get(f"/fleet/jobs/j-0000000000{rest}")
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), rest
         assert "j-0000000000" in answer.json()["detail"]
@@ -193,9 +205,7 @@ async def test_action_reaches_the_workflow_with_its_author(api: Api, manifest: M
     answer = await api.user.post(f"/fleet/jobs/{job_id}/actions", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.json() == {"id": job_id, "action": "ship", "stage": "testing", "conditions": []}
-    assert api.temporal.taken == [
-        {"job": job_id, "action": "ship", "sha": SHA, "reason": "looks good", "by": "tess"}
-    ]
+    assert api.temporal.taken == [{"job": job_id, "action": "ship", "sha": SHA, "reason": "looks good", "by": "tess"}]
 
 
 async def test_illegal_action_is_409_with_the_reason(api: Api, manifest: Manifest) -> None:

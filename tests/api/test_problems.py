@@ -37,7 +37,9 @@ async def test_error_of_any_layer_is_a_problem_document(
     assert problem["request_id"] == answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("body", ['{"manifest": ', "[1, 2]", '"x"', "null", '{"jobs": []}', '{"jobs": [{}]}', "\x00", ""])
+@pytest.mark.parametrize(
+    "body", ['{"manifest": ', "[1, 2]", '"x"', "null", '{"jobs": []}', '{"jobs": [{}]}', "\x00", ""]
+)
 async def test_body_that_is_no_request_is_422(api: Api, body: str) -> None:
     """No body that a caller can send ends in anything but a problem."""
     answer = await api.user.post("/fleet/jobs", content=body.encode(), headers={"Content-Type": "application/json"})

@@ -64,7 +64,7 @@ async def get_stream(api: Api, job_id: str, *, last: str = "", follow: bool = Fa
 
 async def print_lines(api: Api, job_id: str, first: int, count: int) -> None:
     """Let epoch 1 print lines."""
-    lines = [LogLine(at=datetime.now(UTC), text=f"line {n}\u2028 of \"it\"") for n in range(first, first + count)]
+    lines = [LogLine(at=datetime.now(UTC), text=f'line {n}\u2028 of "it"') for n in range(first, first + count)]
     await api.ledger.append_logs(job_id, 1, "stdout", first, lines, datetime.now(UTC))
 
 
@@ -137,7 +137,12 @@ async def test_long_log_comes_whole_and_in_order(api: Api, talkative: str, monke
     frames = await get_stream(api, talkative)
     logs = [frame.data["seq"] for frame in frames if frame.name == "log"]
     assert logs == list(range(1, 51))
-    assert [frame.name for frame in frames][-2:] == ["stage", "end"]
+    stages = [frame.data["data"]["to"] for frame in frames if frame.name == "stage"]
+    assert stages == ["assigned", "failed"]
+    assert frames[-1].name == "end"
+    last_line = max(index for index, frame in enumerate(frames) if frame.name == "log")
+    failed = max(index for index, frame in enumerate(frames) if frame.name == "stage")
+    assert last_line < failed
 
 
 # --- live -------------------------------------------------------------------------------------------------------------
@@ -174,9 +179,7 @@ async def test_reader_sees_what_happens_until_the_end(api: Api, talkative: str) 
 
 async def test_stopping_api_closes_its_streams_without_an_end(api: Api, talkative: str) -> None:
     """A restart is no end of the job: readers come back with the last id."""
-    stream = JobStream(api.ledger, api.backend.wakeups, api.backend.stopping).frames(
-        talkative, Position(), follow=True
-    )
+    stream = JobStream(api.ledger, api.backend.wakeups, api.backend.stopping).frames(talkative, Position(), follow=True)
     api.backend.stopping.set()
     async with asyncio.timeout(10):
         frames = [frame async for chunk in stream for frame in parse(chunk.decode())]
@@ -199,9 +202,7 @@ async def test_quiet_stream_is_kept_alive(api: Api, talkative: str, monkeypatch:
 
 async def test_readers_leave_nothing_behind(api: Api, talkative: str) -> None:
     """A closed stream no longer listens."""
-    stream = JobStream(api.ledger, api.backend.wakeups, api.backend.stopping).frames(
-        talkative, Position(), follow=True
-    )
+    stream = JobStream(api.ledger, api.backend.wakeups, api.backend.stopping).frames(talkative, Position(), follow=True)
     await anext(stream)
     await anext(stream)
     assert api.backend.wakeups.listeners(talkative) == 1

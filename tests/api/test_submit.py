@@ -34,7 +34,12 @@ async def test_submit_takes_a_job_in_and_tells_its_id(api: Api, manifest: Manife
 
 async def test_job_sent_as_fields_is_the_same_job(api: Api, manifest: Manifest, repository: Path) -> None:
     """Front matter as a JSON object with `body` is another spelling of the file."""
-    fields = {"engine": "shell", "repo": str(repository), "idempotency-key": "k", "body": "# A job\n\necho hi > hi.txt\n"}
+    fields = {
+        "engine": "shell",
+        "repo": str(repository),
+        "idempotency-key": "k",
+        "body": "# A job\n\necho hi > hi.txt\n",
+    }
     first = await api.user.post("/fleet/jobs", json={"manifest": fields})
     again = await api.user.post("/fleet/jobs", json={"manifest": manifest("idempotency-key: k")})
     assert first.status_code == 201, first.text
@@ -151,7 +156,9 @@ async def test_unknown_key_of_a_parent_is_told(api: Api, manifest: Manifest) -> 
 async def test_same_key_and_content_is_one_job(api: Api, manifest: Manifest) -> None:
     """Sent five times at once under one key, by header or field, there is one job."""
     plain, keyed = manifest(), manifest("idempotency-key: k-1")
-    calls = [api.user.post("/fleet/jobs", json={"manifest": plain}, headers={"Idempotency-Key": "k-1"}) for _ in range(4)]
+    calls = [
+        api.user.post("/fleet/jobs", json={"manifest": plain}, headers={"Idempotency-Key": "k-1"}) for _ in range(4)
+    ]
     answers = await asyncio.gather(*calls, api.user.post("/fleet/jobs", json={"manifest": keyed}))
     assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 200, 201]
     assert len({answer.json()["jobs"][0]["id"] for answer in answers}) == 1

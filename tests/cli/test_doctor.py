@@ -195,6 +195,47 @@ def test_clock_behind_the_home_is_a_warning(look: Look, home: Path) -> None:
     assert look("clock")[0].status == "warn"
 
 
+@pytest.mark.parametrize(
+    ("probe", "alone", "status", "words"),
+    [
+        (("2.1.0", "", ()), False, "ok", "2.1.0"),
+        (("2.1.0", "", ("OPENAI_API_KEY", "X")), False, "warn", "set OPENAI_API_KEY or X before `gf up`"),
+        (("", "codex is not on PATH; npm install it", ()), True, "warn", "npm install it"),
+        (("", "codex is not on PATH; npm install it", ()), False, "ok", "codex is not on PATH"),
+        (("", "`codex --version` ended with exit code 1: boom", ()), False, "warn", "exit code 1"),
+    ],
+)
+def test_engine_is_judged(probe: tuple[str, str, tuple[str, ...]], alone: bool, status: str, words: str) -> None:
+    """An engine that is missing only matters when there is no other; one without a login is told how to get it."""
+    finding = doctor_module.judge_engine("codex", *probe, alone=alone)
+    assert finding.status == status
+    assert words in finding.seen + finding.mend
+
+
+def test_engines_of_this_machine_are_found(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real program on PATH is asked for its version, and its login is looked for by the variable's presence."""
+    program(tmp_path / "bin", "claude", "2.1.7 (Claude Code)")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    without = next(finding for finding in look("engines") if finding.name == "engine claude")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "made-up")
+    with_key = next(finding for finding in look("engines") if finding.name == "engine claude")
+    assert (without.status, with_key.status) == ("warn", "ok")
+    assert "2.1.7" in with_key.seen
+    assert "made-up" not in f"{without}{with_key}"
+
+
+def test_broken_engine_description_is_a_failure(look: Look, home: Path) -> None:
+    """A YAML file that describes no engine is named with its mistakes."""
+    (home / "engines").mkdir()
+    (home / "engines" / "mine.yaml").write_text("nonsense: 1\n")
+    findings = look("engines")
+    assert findings
+    assert {finding.status for finding in findings} == {"fail"}
+    assert "mine.yaml" in findings[0].seen
+
+
 def test_file_system_is_told() -> None:
     """The type of the file system is that of the nearest mount."""
     if sys.platform.startswith("linux"):

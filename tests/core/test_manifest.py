@@ -216,7 +216,7 @@ def test_value_that_a_field_cannot_take_is_refused(front: str, path: str, messag
         "ssh:///x",
         "-upload-pack=id",
         "git@:x",
-        "scratch:",
+        "'scratch:'",
         "scratch:../x",
         '"/a\\u0007"',
     ],

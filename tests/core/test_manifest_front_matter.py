@@ -53,6 +53,7 @@ REFUSED = [
     ("a: 1\n  b: 2", "is no YAML: mapping values are not allowed here (line 3, column 4)"),
     ("a: 'x", "is no YAML: found unexpected end of stream (line 2, column 6)"),
     ("just text", "is text"),
+    ("a: 1\nb", "is no YAML: could not find expected ':' (line 3, column 2)"),
     (
         "a: 1\n...\nb: 2",
         "is no YAML: expected '<document start>', but found '<block mapping start>' (line 4, column 1)",

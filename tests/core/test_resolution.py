@@ -172,6 +172,7 @@ def test_unknown_names_are_refused_with_the_nearest_one() -> None:
 def test_engine_that_a_factory_offers_is_known() -> None:
     """Engines described elsewhere are known by the policy."""
     assert spec_of("engine: home-made", Policy(engines=("home-made",))).engine == "home-made"
+    assert resolved("engine: devin", Policy(engines=("devin",))).notices == ()
 
 
 @pytest.mark.req("M5")
@@ -224,6 +225,8 @@ def test_job_may_narrow_the_scope_and_the_exclusions_stay() -> None:
     assert resolution.values["allowed_scope"] == ("packages/**", "backend/api/", "!packages/legacy/")
     entry = next(entry for entry in resolution.provenance if entry.field == "allowed-scope")
     assert (entry.source, entry.note) == ("job + profile backend@3", "the profile's exclusions stay")
+    repeated = resolved('profile: backend\nallowed-scope: ["packages/**", "!packages/legacy/"]')
+    assert came_from(repeated)["allowed-scope"] == (["packages/**", "!packages/legacy/"], "job")
 
 
 @pytest.mark.req("P3")
@@ -285,7 +288,7 @@ def test_yolo_is_allowed_by_the_default_policy() -> None:
     """Auto-approval works on one's own machine, and can be forbidden."""
     assert spec_of("yolo: true").yolo
     assert mistakes("yolo: true", Policy(allow_yolo=False)) == [
-        "line 3: yolo is not allowed by this installation: `True`; expected `yolo: false`, or `allow_yolo: true`"
+        "line 3: yolo is not allowed by this installation: `true`; expected `yolo: false`, or `allow_yolo: true`"
     ]
 
 

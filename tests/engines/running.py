@@ -53,6 +53,7 @@ class Running:
         self._parser = self.engine.parser(self.run)
         self._events: list[StreamEvent] = []
         self._lines: list[bytes] = []
+        self._news = threading.Condition()
         self._stderr = self.run.attempt_dir / "stderr.txt"
         self._started = time.monotonic()
         with self._stderr.open("wb") as stderr:
@@ -81,8 +82,16 @@ class Running:
         assert self.process.stdout is not None
         with self.process.stdout as stdout:
             for line in stdout:
-                self._lines.append(line)
-                self._events.extend(self._parser.feed(line))
+                events = self._parser.feed(line)
+                with self._news:
+                    self._lines.append(line)
+                    self._events.extend(events)
+                    self._news.notify_all()
+
+    def event_came(self, kind: str, timeout_s: float) -> bool:
+        """Wait for an event of that kind; tell whether it came in time."""
+        with self._news:
+            return self._news.wait_for(lambda: any(event.kind == kind for event in self._events), timeout_s)
 
     def kill(self) -> None:
         """Kill the whole process group."""

@@ -163,7 +163,9 @@ def test_usage_limit_names_its_reset(cli_place: Place, ahead: timedelta) -> None
 
 def test_rate_limit_has_no_reset(cli_place: Place) -> None:
     """The CLI does not tell when a key's rate limit ends; then nobody invents a time."""
-    failure = Failure(429, "rate_limit_exceeded", "Rate limit reached. Please try again in 7.66s.", {"retry-after": "8"})
+    failure = Failure(
+        429, "rate_limit_exceeded", "Rate limit reached. Please try again in 7.66s.", {"retry-after": "8"}
+    )
     with ScriptedEndpoint([failure], repeat_last=True) as endpoint:
         ran = run_against(endpoint, cli_place.run("Hello."), "key-limit")
     assert (ran.outcome.failure, ran.outcome.retry_at) == (FailureKind.RATE_LIMITED, None)

@@ -230,14 +230,15 @@ output:
 failures: [{pattern: "(?i)limit", kind: rate_limited}]
 """
 
-WORDS = st.sampled_from(
+VOCABULARY = (
     "type subtype system init assistant user result message content text tool_use tool_result name input id usage "
     "input_tokens output_tokens cached_input_tokens total_cost_usd is_error rate_limit_event rate_limit_info status "
     "rejected resetsAt overageResetsAt session_id error api_retry api_error_status errors modelUsage costUSD "
     "model_usage_since_last_result inputTokens outputTokens thread.started thread_id turn.started turn.completed "
     "turn.failed item item.started item.completed agent_message command_execution aggregated_output exit_code "
-    "file_change changes path say write run ran command failed step done success is_api_error_message".split()
+    "file_change changes path say write run ran command failed step done success is_api_error_message"
 )
+WORDS = st.sampled_from(VOCABULARY.split())
 LEAVES = (
     st.none()
     | st.booleans()

@@ -122,8 +122,10 @@ def run_part(kind: str, home: Path, name: str, port: int) -> int:
         return 0
     if "never-ready" not in habits:
         begin_work(kind, name, port)
-    if "stray" in habits:  # an engine that its factory loses: in a session of its own
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    if "stray" in habits:  # a supervisor and its engine that a factory loses: in sessions of their own
+        for environ in (dict(os.environ), {"HOME": f"{home}/factories/{name}/homes/fake"}):
+            command = [sys.executable, "-c", "import time; time.sleep(600)"]
+            subprocess.Popen(command, env=environ, start_new_session=True)
     while not stop.wait(0.5):
         pass
     with (home / "ends").open("a") as ends:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import stat
 import uuid
@@ -344,5 +343,5 @@ async def test_shared_server_fixture_runs_workflows(temporal_client: Client) -> 
 async def test_real_binary_is_found_quickly(temporal_binary: Path) -> None:
     """Once it is there, finding it costs one short process."""
     async with asyncio.timeout(10):
-        source = await locate_server("", environ=os.environ, tell=quiet)
+        source = await locate_server("", environ={"PATH": str(temporal_binary.parent)}, tell=quiet)
     assert source.binary == temporal_binary

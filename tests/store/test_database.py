@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from core.errors import Conflict, InvalidInput, NotFound, Unavailable
+from store.database import Refused, SqliteDatabase, ledger_url, open_database
+from tests.conftest_postgres import postgres_binaries, running_postgres
+from tests.store.fleet import Fleet
+
+
+def make(connection: Connection) -> None:
+    connection.execute(text("CREATE TABLE t (n INTEGER)"))
+
+
+def add(connection: Connection, number: int) -> int:
+    connection.execute(text("INSERT INTO t VALUES (:n)"), {"n": number})
+    return number
+
+
+def count(connection: Connection) -> int:
+    return int(connection.execute(text("SELECT count(*) FROM t")).scalar_one())
+
+
+async def test_write_that_fails_leaves_nothing(empty_url: str) -> None:
+    """A unit of work is done whole or not at all; a refusal alone keeps what it wrote."""
+    database = open_database(empty_url)
+    await database.write(make)
+
+    def breaks(connection: Connection) -> None:
+        add(connection, 1)
+        raise NotFound("nothing there")
+
+    def refuses(connection: Connection) -> None:
+        add(connection, 2)
+        raise Refused(Conflict("no"))
+
+    with pytest.raises(NotFound):
+        await database.write(breaks)
+    assert await database.read(count) == 0
+    with pytest.raises(Conflict):
+        await database.write(refuses)
+    assert await database.read(count) == 1
+    await database.close()
+
+
+async def test_read_cannot_write(empty_url: str) -> None:
+    """The read path is read only, by the database's own word."""
+    database = open_database(empty_url)
+    await database.write(make)
+
+    with pytest.raises(Exception, match=r"read-?only"):
+        await database.read(add, 1)
+    await database.close()
+
+
+async def test_write_of_a_caller_that_went_away_is_whole(empty_url: str) -> None:
+    """A cancelled caller leaves either everything or nothing, and the next write goes on as usual."""
+    database = open_database(empty_url)
+    await database.write(make)
+
+    def two(connection: Connection) -> None:
+        add(connection, 1)
+        add(connection, 2)
+
+    for pause in range(6):
+        task = asyncio.create_task(database.write(two))
+        for _ in range(pause):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await database.write(two)
+
+    assert await database.read(count) % 2 == 0
+    await database.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://x/y"])
+def test_url_of_an_unknown_database_is_refused(url: str) -> None:
+    """Only a SQLite file or PostgreSQL can hold a ledger; the message says what to write."""
+    with pytest.raises(InvalidInput) as caught:
+        ledger_url(url)
+    assert "postgresql://" in caught.value.hint
+
+
+def test_password_of_a_refused_url_is_not_shown() -> None:
+    """A message never holds the password of a database."""
+    with pytest.raises(InvalidInput) as caught:
+        ledger_url("mysql://ada:secret@db/ledger")
+    assert "secret" not in caught.value.message
+
+
+async def test_sqlite_uses_write_ahead_log_and_waits_for_writers(tmp_path: Path) -> None:
+    """Readers never wait for writers, writers wait for each other, references hold, and `synchronous` is the setting's."""
+    for setting, level in (("normal", 1), ("full", 2)):
+        database = open_database(f"sqlite:///{tmp_path / setting}.db", synchronous=setting)  # type: ignore[arg-type]
+
+        def pragmas(connection: Connection) -> list[Any]:
+            names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+            return [connection.execute(text(f"PRAGMA {name}")).scalar_one() for name in names]
+
+        assert await database.write(pragmas) == ["wal", level, 1, 15_000]
+        await database.close()
+
+
+async def test_sqlite_write_holds_the_lock_from_its_first_statement(tmp_path: Path) -> None:
+    """A write transaction is immediate: nobody writes between what it reads first and what it writes then."""
+    path = tmp_path / "ledger.db"
+    database = open_database(f"sqlite:///{path}")
+    await database.write(make)
+
+    def read_then_look(connection: Connection) -> str:
+        count(connection)
+        other = sqlite3.connect(path, timeout=0, isolation_level=None)
+        try:
+            other.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            return str(error)
+        finally:
+            other.close()
+        return "the other one could write"
+
+    assert await database.write(read_then_look) == "database is locked"
+    await database.close()
+
+
+async def test_sqlite_that_stays_locked_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger that another program keeps locked is reported as such, and works again afterwards."""
+    monkeypatch.setattr("store.database.BUSY_TIMEOUT_MS", 20)
+    path = tmp_path / "ledger.db"
+    database = open_database(f"sqlite:///{path}")
+    assert isinstance(database, SqliteDatabase)
+    await database.write(make)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(Unavailable, match="locked"):
+        await database.write(add, 1)
+    other.execute("ROLLBACK")
+    other.close()
+
+    assert await database.write(add, 2) == 2
+    await database.close()
+
+
+@pytest.mark.postgres
+async def test_postgres_that_went_away_is_unavailable_and_comes_back() -> None:
+    """While the server is away every call says so and may be tried again; afterwards reads work at once."""
+    binaries = postgres_binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL's server binaries are not installed")
+    with running_postgres(binaries) as server:
+        database = open_database(server.url())
+        await database.write(make)
+        await database.write(add, 1)
+        assert await database.read(count) == 1
+        terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename IS NOT NULL"
+        await asyncio.to_thread(server.run, terminate)
+        assert await database.read(count) == 1
+    for call in (database.read(count), database.write(add, 2)):
+        with pytest.raises(Unavailable) as caught:
+            await call
+        assert caught.value.retryable
+    await database.close()
+
+
+@pytest.mark.postgres
+async def test_postgres_deadlock_is_solved_by_trying_again(postgres_server: Any) -> None:
+    """Two units of work that lock the same rows in opposite order both come to their end."""
+    postgres_server.run("CREATE DATABASE deadlock")
+    database = open_database(postgres_server.url("deadlock"))
+    await database.write(make)
+    await database.write(add, 1)
+    await database.write(add, 2)
+    met = asyncio.Barrier(2)
+    loop = asyncio.get_running_loop()
+    tries: list[int] = []
+
+    def cross(connection: Connection, first: int, second: int) -> None:
+        from sqlalchemy.util import await_only
+
+        tries.append(first)
+        lock = text("UPDATE t SET n = n WHERE n = :n")
+        connection.execute(lock, {"n": first})
+        if len(tries) <= 2:
+            await_only(met.wait())
+        connection.execute(lock, {"n": second})
+
+    await asyncio.gather(database.write(cross, 1, 2), database.write(cross, 2, 1))
+
+    assert len(tries) == 3
+    assert loop.is_running()
+    await database.close()
+
+
+async def test_ledger_works_after_a_copy_of_its_file(fleet: Fleet, tmp_path: Path) -> None:
+    """A closed SQLite ledger is one file that can be copied and opened elsewhere."""
+    if not fleet.url.startswith("sqlite"):
+        pytest.skip("about SQLite's file")
+    await fleet.submit("j-1")
+    await fleet.ledger.close()
+    shutil.copyfile(fleet.url.partition(":///")[2], tmp_path / "copy.db")
+    database = open_database(f"sqlite:///{tmp_path / 'copy.db'}")
+
+    assert await database.read(lambda c: c.execute(text("SELECT count(*) FROM jobs")).scalar_one()) == 1
+    await database.close()

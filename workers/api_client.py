@@ -1,0 +1,148 @@
+"""The factory's side of the API, one method per call. Does I/O: HTTP.
+
+Answers that are no success become our own errors again, by their `code`; an API that is away, or in trouble itself, is
+`Unavailable`. Nothing is retried here: the spool and the agent know what waiting costs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import httpx
+
+from core.attempt import DeathCertificate
+from core.errors import (
+    Conflict,
+    Forbidden,
+    GigafactoryError,
+    InvalidInput,
+    NotFound,
+    StaleEpoch,
+    Unauthenticated,
+    Unavailable,
+)
+
+TIMEOUT_S: Final = 10.0
+UPLOAD_TIMEOUT_S: Final = 60.0
+CONNECTIONS: Final = 8
+
+_BY_CODE: Final[dict[str, type[GigafactoryError]]] = {
+    error.code: error for error in (StaleEpoch, Conflict, NotFound, Unauthenticated, Forbidden)
+}
+
+
+class FactoryApi:
+    """The API as a factory uses it; the token is read again when it is refused, since it may have been rotated."""
+
+    def __init__(self, url: str, token_file: Path) -> None:
+        self.url = url.rstrip("/")
+        self._token_file = token_file
+        self._http = httpx.AsyncClient(
+            base_url=self.url,
+            timeout=TIMEOUT_S,
+            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
+            trust_env=not self.url.startswith(("http://127.0.0.1", "http://localhost", "http://[::1]")),
+        )
+        self._token = ""
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def report(self, job_id: str, epoch: int, body: Mapping[str, Any]) -> None:
+        """Tell what an attempt did since its last report.
+
+        Raises:
+            StaleEpoch: the attempt's lease is gone; nothing of the report was taken.
+            Unavailable: the API is away.
+
+        """
+        await self._post(f"/fleet/attempts/{job_id}/{epoch}/report", json=body)
+
+    async def upload(
+        self,
+        job_id: str,
+        epoch: int,
+        path: str,
+        body: bytes,
+        *,
+        kind: Literal["file", "diff", "log"],
+        media_type: str,
+    ) -> None:
+        """Store a captured file."""
+        query = {"path": path, "kind": kind, "sha256": hashlib.sha256(body).hexdigest()}
+        await self._post(
+            f"/fleet/attempts/{job_id}/{epoch}/artifacts",
+            content=body,
+            params=query,
+            headers={"Content-Type": media_type},
+            timeout=UPLOAD_TIMEOUT_S,
+        )
+
+    async def certify(self, certificate: DeathCertificate) -> None:
+        """Tell that nothing of an attempt lives any more."""
+        path = f"/fleet/attempts/{certificate.job_id}/{certificate.epoch}/death"
+        await self._post(path, json=certificate.model_dump(mode="json"))
+
+    async def register(self, body: Mapping[str, Any]) -> str:
+        """Report for work and return the state that the factory has now."""
+        return str((await self._post("/fleet/factories", json=body))["state"])
+
+    async def beat(self, name: str, body: Mapping[str, Any]) -> str:
+        """Tell that the factory lives and return the state that it has.
+
+        Raises:
+            NotFound: it is not known (any more): register again.
+            Conflict: another agent has its name now.
+
+        """
+        return str((await self._post(f"/fleet/factories/{name}/heartbeat", json=body))["state"])
+
+    async def drain(self, name: str, instance: str) -> None:
+        """Ask for no further jobs."""
+        await self._post(f"/fleet/factories/{name}/drain", json={"instance": instance})
+
+    async def leave(self, name: str, instance: str) -> None:
+        """Tell that the factory is gone."""
+        await self._post(f"/fleet/factories/{name}/leave", json={"instance": instance})
+
+    async def _post(self, path: str, *, headers: Mapping[str, str] | None = None, **body: Any) -> dict[str, Any]:
+        given = dict(headers or {})
+        try:
+            response = await self._http.post(path, headers=given | self._credentials(), **body)
+            if response.status_code == httpx.codes.UNAUTHORIZED:
+                self._token = ""
+                response = await self._http.post(path, headers=given | self._credentials(), **body)
+        except httpx.TransportError as error:
+            raise Unavailable(f"the API at {self.url} does not answer: {error or type(error).__name__}") from error
+        if response.is_success:
+            answer: dict[str, Any] = response.json() if response.content else {}
+            return answer
+        raise error_of(response)
+
+    def _credentials(self) -> dict[str, str]:
+        if not self._token:
+            try:
+                self._token = self._token_file.read_text(encoding="utf-8").strip()
+            except FileNotFoundError as error:
+                raise Unavailable(f"there is no token at {self._token_file} yet") from error
+        return {"Authorization": f"Bearer {self._token}"}
+
+
+def error_of(response: httpx.Response) -> GigafactoryError:
+    """Return the error that an answer stands for."""
+    try:
+        problem = dict(response.json())
+    except (ValueError, TypeError):
+        problem = {}
+    message = str(problem.get("detail") or f"the API answered {response.status_code}")
+    code = str(problem.get("code", ""))
+    if response.status_code >= 500 or response.status_code == httpx.codes.TOO_MANY_REQUESTS:
+        return Unavailable(message)
+    known = _BY_CODE.get(code) or {401: Unauthenticated, 403: Forbidden, 404: NotFound, 409: Conflict}.get(
+        response.status_code
+    )
+    return known(message) if known else InvalidInput(f"the API refused the call ({response.status_code}): {message}")
