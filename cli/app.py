@@ -16,6 +16,7 @@ import typer
 from cli import output
 from cli.client import ApiProblem, NotRunning
 from cli.exit_codes import ExitCode, of_status
+from core.errors import GigafactoryError
 
 Parameters = ParamSpec("Parameters")
 
@@ -82,6 +83,9 @@ def guarded(command: Callable[Parameters, ExitCode | int | None]) -> Callable[Pa
             hint = "start it with `gf up --detach`; `gf status` shows what runs"
             output.failure(str(error), hint=hint, code="not_running", as_json=as_json)
             code = ExitCode.NOT_RUNNING
+        except GigafactoryError as error:
+            output.problem(error.as_problem(), as_json=as_json)
+            code = of_status(error.status)
         except KeyboardInterrupt:
             code = ExitCode.DETACHED
         raise typer.Exit(int(code))

@@ -11,7 +11,7 @@ class ExitCode(IntEnum):
     DONE = 0
     """The command reached the end that was asked for."""
     UNEXPECTED = 1
-    """A bug, or an answer nobody expected."""
+    """A bug, or an answer nobody expected; for `doctor`: something has to be mended."""
     USAGE = 2
     """Wrong arguments, an invalid job file, or a name that does not exist."""
     WAITING = 3

@@ -6,6 +6,7 @@ Does I/O: starts ruff, mypy and pytest as processes of this environment.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import subprocess
 import sys
@@ -116,6 +117,22 @@ def run_step(step: Step, root: Path) -> int:
     return code
 
 
+def prepare_temporal() -> None:
+    """Have the Temporal server ready before a full run: building it inside a test would starve the tests beside it.
+
+    Where it cannot be had, the tests that need it say so.
+    """
+    from core.errors import GigafactoryError  # noqa: PLC0415 - the SDK takes a quarter of a second to import
+    from workers.temporal_server import locate_server  # noqa: PLC0415
+
+    try:
+        source = asyncio.run(locate_server("", environ=os.environ, tell=_tell))
+    except GigafactoryError as error:
+        _tell(f"── no Temporal server: {error.message}\n   {error.hint}")
+    else:
+        _tell(f"── Temporal server: {source.origin}")
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the checks and the tests; return the first failing exit code, or 0.
 
@@ -126,6 +143,8 @@ def main(argv: Sequence[str]) -> int:
     options = parse_options(argv)
     checks = [] if options.fast else plan_checks(root)
     tests = [] if options.checks_only else plan_tests(options)
+    if tests and not options.pytest_args:
+        prepare_temporal()
     codes = [(step, run_step(step, root)) for step in (*checks, *tests)]
     failed = [code for step, code in codes if code not in step.good_codes]
     if failed:

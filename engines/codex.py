@@ -46,6 +46,9 @@ HIDDEN_FROM_COMMANDS = ("OPENAI_*", "CODEX_API_KEY", "CODEX_ACCESS_TOKEN")
 QUIET = ("analytics.enabled=false", "check_for_update_on_startup=false", "features.plugins=false")
 """The CLI talks to its model endpoint and to nothing else; plugins would have it fetch a catalogue at each start."""
 
+SAME_TOOLS = "allow_login_shell=false"
+"""Commands run with the PATH that was probed; a login shell would replace it by the system's own."""
+
 TOOL_ITEMS = {
     "command_execution": "command",
     "file_change": "changes",
@@ -81,7 +84,7 @@ class Codex(BaseEngine):
         """Return the headless call; the sandbox follows `yolo`."""
         env = engine_environment(self, run) | {"TZ": "UTC"}  # reset times come as clock times of this zone
         argv = ["codex", "exec", "--json", "--skip-git-repo-check"]
-        settings = [*QUIET, f"shell_environment_policy.exclude={json.dumps(HIDDEN_FROM_COMMANDS)}"]
+        settings = [*QUIET, SAME_TOOLS, f"shell_environment_policy.exclude={json.dumps(HIDDEN_FROM_COMMANDS)}"]
         if run.yolo:
             argv.append("--dangerously-bypass-approvals-and-sandbox")
         else:

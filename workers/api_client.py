@@ -117,7 +117,7 @@ class FactoryApi:
                 self._token = ""
                 response = await self._http.post(path, headers=given | self._credentials(), **body)
         except httpx.TransportError as error:
-            raise Unavailable(f"the API at {self.url} does not answer: {error or type(error).__name__}") from error
+            raise Unavailable(f"the API at {self.url} does not answer: {str(error) or type(error).__name__}") from error
         if response.is_success:
             answer: dict[str, Any] = response.json() if response.content else {}
             return answer

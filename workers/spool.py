@@ -22,7 +22,7 @@ import structlog
 
 from activities.factory import LogStream
 from core.attempt import BuildResult
-from core.errors import GigafactoryError, StaleEpoch, Unauthenticated, Unavailable
+from core.errors import GigafactoryError, Unauthenticated, Unavailable
 from workers.api_client import FactoryApi
 
 log = structlog.get_logger(__name__)
@@ -197,7 +197,7 @@ class SpooledReports:
         taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._result = (result, taken)
         self._hurry.set()
-        self._send_soon()
+        self.wake()
         try:
             await taken
         finally:
@@ -224,7 +224,7 @@ class SpooledReports:
     async def flushed(self) -> None:
         """Wait until nothing waits to be sent."""
         self._hurry.set()
-        self._send_soon()
+        self.wake()
         if self._sender is not None:
             await self._sender
 
@@ -239,9 +239,10 @@ class SpooledReports:
     def _add(self, entry: dict[str, Any], stream: str = "") -> None:
         if self._refused is None:
             self._file.append(entry, stream)
-            self._send_soon()
+            self.wake()
 
-    def _send_soon(self) -> None:
+    def wake(self) -> None:
+        """See to it that what waits is sent."""
         if self._sender is None or self._sender.done():
             self._sender = asyncio.create_task(self._send())
 
@@ -344,7 +345,7 @@ class Spool:
         for path in self.folder.glob("*.jsonl"):
             job_id, _, epoch = path.stem.rpartition(".")
             if epoch.isdigit():
-                self.attempt(job_id, int(epoch))._send_soon()
+                self.attempt(job_id, int(epoch)).wake()
 
     async def drain(self, limit_s: float) -> None:
         """Send what is left, for a limited time; the rest stays on disk for the next agent."""

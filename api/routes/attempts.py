@@ -13,7 +13,7 @@ from pydantic import AwareDatetime, Field
 from api.artifacts import checked_path, receive
 from api.auth import Role, requires
 from api.backend import Backend, Parts, utc_now
-from api.documents import Document, ArtifactDocument, artifact_document
+from api.documents import ArtifactDocument, Document, artifact_document
 from api.routes.jobs import JobId
 from core.attempt import BuildResult, DeathCertificate
 from core.errors import FieldProblem, InvalidInput

@@ -81,7 +81,7 @@ def test_every_route_depends_on_a_role(api: Api) -> None:
 )
 async def test_wrong_token_is_refused(api: Api, header: str) -> None:
     """Whatever is no token of ours is 401, and never an error of the server."""
-    answer = await api.stranger.get("/fleet/jobs", headers={"Authorization": header.encode()})
+    answer = await api.stranger.get("/fleet/jobs", headers={b"Authorization": header.encode()})
     assert answer.status_code == 401
 
 

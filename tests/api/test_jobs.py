@@ -219,8 +219,16 @@ async def test_illegal_action_is_409_with_the_reason(api: Api, manifest: Manifes
 
 @pytest.mark.parametrize(
     "body",
-    [{}, {"action": "destroy"}, {"action": "ship", "sha": "zz"}, {"action": "ship", "sha": "a" * 65}, {"action": 3}]
-    + [{"action": "pause", "force": True}, {"action": "pause", "reason": "x" * 2001}, []],
+    [
+        {},
+        [],
+        {"action": "destroy"},
+        {"action": 3},
+        {"action": "ship", "sha": "zz"},
+        {"action": "ship", "sha": "a" * 65},
+        {"action": "pause", "force": True},
+        {"action": "pause", "reason": "x" * 2001},
+    ],
     ids=lambda body: str(body)[:40],
 )
 async def test_malformed_action_is_422_and_reaches_nobody(api: Api, manifest: Manifest, body: Any) -> None:

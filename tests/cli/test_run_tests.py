@@ -28,6 +28,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """Replace the running of steps for one test."""
     stand_in = Recorder()
     monkeypatch.setattr(run_tests, "run_step", stand_in)
+    monkeypatch.setattr(run_tests, "prepare_temporal", lambda: stand_in.ran.append("Temporal server"))
     return stand_in
 
 
@@ -39,12 +40,25 @@ def expression(step: Step) -> str:
 def test_checks_come_first_and_pytest_last(recorder: Recorder) -> None:
     """The last closing line is pytest's own."""
     assert main([]) == 0
-    assert recorder.ran == ["ruff check", "ruff format", "mypy", "pytest (serial)", "pytest (side by side)"]
+    assert recorder.ran == [
+        "Temporal server",
+        "ruff check",
+        "ruff format",
+        "mypy",
+        "pytest (serial)",
+        "pytest (side by side)",
+    ]
 
 
 def test_fast_skips_the_checks(recorder: Recorder) -> None:
     """`--fast` is for the loop while editing."""
     assert main(["--fast"]) == 0
+    assert recorder.ran == ["Temporal server", "pytest (serial)", "pytest (side by side)"]
+
+
+def test_selection_does_not_wait_for_the_temporal_server(recorder: Recorder) -> None:
+    """Someone who runs a few tests gets the server when one of them asks for it."""
+    assert main(["--fast", "tests/core"]) == 0
     assert recorder.ran == ["pytest (serial)", "pytest (side by side)"]
 
 
@@ -53,7 +67,7 @@ def test_first_failure_decides_and_everything_still_runs(recorder: Recorder) -> 
     recorder.codes["mypy"] = 7
     recorder.codes["pytest (serial)"] = 1
     assert main([]) == 7
-    assert len(recorder.ran) == 5
+    assert len(recorder.ran) == 6
 
 
 def test_selection_without_serial_tests_is_no_failure(recorder: Recorder) -> None:

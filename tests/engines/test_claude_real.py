@@ -274,6 +274,18 @@ def test_no_secret_of_the_factory_reaches_the_engine(cli_place: Place) -> None:
     assert os.environ.get("USER") is None or "USER" not in names
 
 
+def test_tool_on_the_path_of_the_factory_is_found(cli_place: Place, tmp_path: Path) -> None:
+    """A command of the agent finds what the factory's probes found, also outside of the system's directories."""
+    tool = tmp_path / "bin" / "tool-of-this-factory"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho found me\n")
+    tool.chmod(0o755)
+    cli_place.factory_env["PATH"] += f":{tool.parent}"
+    with ScriptedEndpoint([bash_call("tool-of-this-factory"), Answer("Seen.")]) as endpoint:
+        assert run_against(endpoint, cli_place.run("Run it.", yolo=True)).outcome.ok
+    assert "found me" in endpoint.calls[1].tool_results()[0]
+
+
 def test_very_large_consumption_stays_exact(cli_place: Place) -> None:
     """Numbers far above any budget arrive as they are."""
     huge = 900_000_000_000
