@@ -41,6 +41,7 @@ from core.job_events import (
     Parked,
     Refused,
     ResolveParents,
+    Retract,
     Route,
     Ship,
     ShipEnded,
@@ -369,7 +370,10 @@ def _act_reject(state: JobState, act: Act, now: datetime) -> Decision:
         release_locks=True,
     )
     rejected = _update(_move(state, Stage.FAILED), conditions=())
-    return Decision(state=rejected, commands=(Write(record=record), Finish()))
+    retract: tuple[Command, ...] = ()
+    if state.grant is not None and state.candidate_sha:
+        retract = (Retract(grant=state.grant, base_sha=state.base_sha, candidate_sha=state.candidate_sha),)
+    return Decision(state=rejected, commands=(Write(record=record), *retract, Finish()))
 
 
 def _act_requeue(state: JobState, act: Act, now: datetime) -> Decision:

@@ -212,6 +212,14 @@ class Ship(Message):
     approved_by: str
 
 
+class Retract(Message):
+    """Close the fence on the remote behind a candidate that a human rejected; best effort."""
+
+    grant: Grant
+    base_sha: str
+    candidate_sha: str
+
+
 class StopStep(Message):
     """Cancel the running step; with `wait` its answer is still wanted, otherwise it is forgotten."""
 
@@ -222,7 +230,7 @@ class Finish(Message):
     """The life is over; the workflow returns."""
 
 
-Command = Write | ResolveParents | Route | Hold | Build | Judge | Ship | StopStep | Finish
+Command = Write | ResolveParents | Route | Hold | Build | Judge | Ship | Retract | StopStep | Finish
 
 
 class Decision(Message):

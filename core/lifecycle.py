@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from core.attempt import Usage
 from core.errors import IllegalTransition
 from core.job import Condition, Message, Stage
@@ -70,7 +72,7 @@ class Entry(Message):
     type: str
     """`stage.changed`, `gate.scope`, `gate.verify`, `decision.refused`, `job.retry`, …"""
     message: str = ""
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = Field(default_factory=dict)
 
 
 class Record(Message):

@@ -152,11 +152,13 @@ class SqliteDatabase:
         return await _in_thread(self._readers, lambda: _transact(self._reads, work, args, kwargs))
 
     async def close(self) -> None:
-        """Close all connections, each in a thread that may."""
-        await _in_thread(self._writer, self._writes.dispose)
-        await _in_thread(self._readers, self._reads.dispose)
-        self._writer.shutdown()
-        self._readers.shutdown()
+        """Let what is under way end, then close all connections; to be called again does no harm."""
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        for threads, engine in ((self._writer, self._writes), (self._readers, self._reads)):
+            threads.shutdown()
+            engine.dispose()
 
 
 async def _in_thread(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:

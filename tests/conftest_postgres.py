@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ class PostgresServer:
 
     def run(self, *statements: str) -> None:
         """Run statements outside of any transaction."""
-        asyncio.run(_execute(self.socket, statements))
+        with ThreadPoolExecutor(1) as thread:  # a test's own event loop may be running in this one
+            thread.submit(lambda: asyncio.run(_execute(self.socket, statements))).result()
 
 
 async def _execute(socket: Path, statements: tuple[str, ...]) -> None:
@@ -107,7 +109,7 @@ def _wait_until_ready(folder: Path, process: subprocess.Popen[bytes], log: Path)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            asyncio.run(_execute(folder, ("SELECT 1",)))
+            PostgresServer(folder).run("SELECT 1")
         except Exception as error:
             last = error
             time.sleep(0.05)

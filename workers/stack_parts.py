@@ -54,8 +54,6 @@ class PartSpec:
     """Runs to its end, which must be a success, once at the start."""
     lifeline: bool = False
     """Holds a pipe of the steward's as its standard input, and ends when told so there."""
-    after: tuple[str, ...] = ()
-    """Names of parts that must be ready before this one is started."""
     url: str = ""
     mend: str = ""
     """What a person does when this part does not come up."""
@@ -220,7 +218,7 @@ async def serves_namespace(url: str) -> bool:
     status, body = await http_request("GET", url)
     if status != 200:
         return False
-    config = json.loads(body).get("config", {})
+    config = _parse(body).get("config", {})
     if config.get("workflowExecutionRetentionTtl") != RETENTION:
         change = json.dumps({"config": {"workflowExecutionRetentionTtl": RETENTION}}).encode()
         status, _ = await http_request("POST", f"{url}/update", body=change)
@@ -253,9 +251,16 @@ class FleetWatch:
         status, body = await http_request("GET", self._url, token=self._token)
         if status != 200:
             return {}
+        return {str(row.get("name")): row for row in _parse(body).get("factories", [])}
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    """Return a JSON object; an empty one for anything else, since anybody may have answered."""
+    try:
         document = json.loads(body)
-        rows = document.get("factories", []) if isinstance(document, dict) else document
-        return {str(row.get("name")): row for row in rows}
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 async def http_request(method: str, url: str, *, token: str = "", body: bytes = b"") -> tuple[int, bytes]:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -69,6 +69,7 @@ with workflow.unsafe.imports_passed_through():
         Parked,
         Refused,
         ResolveParents,
+        Retract,
         Route,
         Ship,
         ShipEnded,
@@ -115,6 +116,8 @@ STEP_PICKUP = timedelta(seconds=15)
 PLACE_PAUSE = timedelta(seconds=2)
 """Wait before a workspace step is tried again; doubles up to a minute."""
 PLACE_PAUSE_LIMIT = timedelta(minutes=1)
+RETRACT_LIMIT = timedelta(seconds=30)
+"""Closing the fence behind a rejected candidate must not keep the job from ending."""
 BROKEN_STEP_LIMIT = 5
 """A workspace step that itself fails (not its machine) this often is given up."""
 
@@ -293,20 +296,26 @@ class JobWorkflow:
                 self._inbox.append(ParentsResolved(outcome=reply.outcome, message=reply.message))
             case Route():
                 await self._route()
+            case Retract():
+                await self._retract(command)
             case StopStep(wait=wait):
                 self._stop_step(wait)
             case Finish():
                 self._finished = True
-            case Build():
-                self._spawn(lambda: self._build(command))
-            case Judge():
-                self._spawn(lambda: self._judge(command))
-            case Ship():
-                self._spawn(lambda: self._ship(command))
+            case Build() | Judge() | Ship():
+                self._begin(command)
 
-    def _spawn(self, step: Callable[[], Any]) -> None:
+    def _begin(self, command: Build | Judge | Ship) -> None:
+        """Run a step beside the loop; it ends with an event in the inbox."""
         self._stop_requested = False
-        task = asyncio.create_task(step())
+        match command:
+            case Build():
+                step = self._build(command)
+            case Judge():
+                step = self._judge(command)
+            case Ship():
+                step = self._ship(command)
+        task = asyncio.create_task(step)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -422,6 +431,29 @@ class JobWorkflow:
         if result is not None:
             self._inbox.append(ShipEnded(result=result))
 
+    async def _retract(self, command: Retract) -> None:
+        """Close the fence behind a rejected candidate; the ledger refuses its ship anyway, so once is enough."""
+        job = self._input
+        request = ShipRequest(
+            job_id=job.job_id,
+            product_id=job.product_id,
+            epoch=command.grant.epoch,
+            spec=job.spec,
+            base_sha=command.base_sha,
+            candidate_sha=command.candidate_sha,
+        )
+        try:
+            await workflow.execute_activity(
+                "retract",
+                request,
+                task_queue=command.grant.workspace_queue,
+                schedule_to_close_timeout=RETRACT_LIMIT,
+                retry_policy=ONCE,
+                summary=f"close the fence behind {command.candidate_sha[:10]}",
+            )
+        except ActivityError as error:
+            workflow.logger.warning("the rejected candidate's fence was not closed: %s", error.cause)
+
     async def _workspace_step(
         self, step: Step, request: Message, model: type[AnswerT], grant: Grant, summary: str
     ) -> AnswerT | None:
@@ -437,9 +469,10 @@ class JobWorkflow:
                 if not isinstance(answer, str):
                     return answer
                 failure, message = FailureKind.BAD_RESULT, answer
+                failures += 1
             except ActivityError as error:
                 failure, message = _failure_of(error)
-            failures += failure != FailureKind.LEASE_LOST
+                failures += not _machine_lost(error)
             if self._stop_requested or failures >= BROKEN_STEP_LIMIT:
                 self._broken(grant.epoch, step, failure, message)
                 return None
@@ -497,6 +530,13 @@ def _failure_of(error: ActivityError) -> tuple[FailureKind, str]:
     if isinstance(cause, ApplicationError):
         return FAILURE_OF_TYPE.get(cause.type or "", FailureKind.CRASH), cause.message
     return FailureKind.CRASH, str(cause or error)
+
+
+def _machine_lost(error: ActivityError) -> bool:
+    """Return whether a step ended because its factory did: then it is tried elsewhere for as long as it takes."""
+    cause = error.cause
+    shut_down = isinstance(cause, ApplicationError) and cause.type == "WorkerShutdown"
+    return isinstance(cause, ActivityTimeout) or shut_down
 
 
 def _plain(args: Sequence[RawValue]) -> Any:

@@ -169,7 +169,8 @@ def main() -> int:
     given = parser.parse_args()
     if given.kind != "steward":
         return run_part(given.kind, given.home, given.name, given.port)
-    from workers.stack import Limits, run_steward
+    from workers.stack import run_steward
+    from workers.stack_part import Limits
 
     limits = Limits(ready_timeout_s=given.ready_timeout_s, stray_grace_s=0.5)
     return run_steward(

@@ -21,8 +21,8 @@ import pytest
 
 from core.errors import Conflict
 from workers import stack_start
-from workers.stack import explain_exit, restart_pause_s
 from workers.stack_home import PortReservation, factory_names, open_log, prepare, steward_lock, tail
+from workers.stack_part import explain_exit, restart_pause_s
 from workers.stack_start import StackFailed, StackInfo, ensure_up, spawn_steward
 from workers.stack_state import PartRecord, ProcessId, StackState, read_state, write_atomically, write_state
 from workers.stack_stop import stop_stack

@@ -261,9 +261,7 @@ asyncio.run(main())
 """
 
 
-async def test_agent_killed_supervisor_salvages_and_certifies(
-    tmp_path: Path, place: GitPlan, remote: Checkout
-) -> None:
+async def test_agent_killed_supervisor_salvages_and_certifies(tmp_path: Path, place: GitPlan, remote: Checkout) -> None:
     """SIGKILL of the agent: everything of the engine dies, its work is on the remote, the API is told at once."""
     pid_file = tmp_path / "daemon.pid"
     with ApiStub() as api:

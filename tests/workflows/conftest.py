@@ -113,6 +113,7 @@ class Floor:
         self.control = control
         self.job_id = f"j-{uuid4().hex[:8]}"
         self.name = f"f{uuid4().hex[:8]}"
+        self.retracted: list[str] = []
         self._stack = stack
 
     def grant(self, epoch: int = 1, factory: str = "", ttl_s: float = 5.0) -> Grant:
@@ -146,9 +147,13 @@ class Floor:
         async def ship_step(request: dict[str, Any]) -> Any:
             return await (ship or self.shipped)(request)
 
+        @activity.defn(name="retract")
+        async def retract(request: dict[str, Any]) -> None:
+            self.retracted.append(request["candidate_sha"])
+
         for queue, steps in (
             (f"gf.station.{name}.shell", [run_engine]),
-            (f"gf.factory.{name}", [judge_step, ship_step]),
+            (f"gf.factory.{name}", [judge_step, ship_step, retract]),
         ):
             await self._stack.enter_async_context(
                 Worker(self.client, task_queue=queue, activities=steps, max_concurrent_activity_task_polls=1)

@@ -109,6 +109,8 @@ async def test_illegal_update_is_refused_with_a_reason_and_leaves_no_event(floor
     assert len((await handle.fetch_history()).events) == before
     await handle.execute_update("act", {"action": "reject", "by": "ann", "reason": "no"})
     assert (await handle.result())["stage"] == "failed"
+    assert floor.retracted == [CANDIDATE]
+    await keep_history(handle, "rejected")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""A real API process over a ledger of its own: `python -P -m api`, as the stack starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from core.settings import Settings
+from store import migrate
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE_S = 30.0
+NOWHERE = "127.0.0.1:1"
+"""An address at which no Temporal server answers."""
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class ApiProcess:
+    """A running API process, or one that ran."""
+
+    home: Path
+    port: int
+    temporal_address: str
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Return where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        """Return what it logged."""
+        return (self.home / "api.log").read_text()
+
+    def token(self, name: str = "token") -> str:
+        """Return the token in a file of the home."""
+        return (self.home / name).read_text().strip()
+
+    def client(self, name: str = "token") -> httpx.Client:
+        """Return a client that shows that token."""
+        headers = {"Authorization": f"Bearer {self.token(name)}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE_S)
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of the process, which a command line of this home can use too."""
+        kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
+        return kept | {
+            "HOME": str(self.home),
+            "PYTHONPATH": str(ROOT),
+            "GIGAFACTORY_HOME": str(self.home),
+            "GIGAFACTORY_API_PORT": str(self.port),
+            "GIGAFACTORY_API_URL": self.url,
+            "GIGAFACTORY_TEMPORAL_ADDRESS": self.temporal_address,
+        }
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        with (self.home / "api.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "api"],
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log
+            try:
+                httpx.get(f"{self.url}/fleet/health", timeout=PATIENCE_S)
+                return
+            except httpx.TransportError:
+                time.sleep(0.05)
+        raise AssertionError(f"no answer within {PATIENCE_S} s\n{self.log}")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal, wait for the end, and return the exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
+
+
+@contextmanager
+def running_api(home: Path, *, temporal_address: str = NOWHERE) -> Iterator[ApiProcess]:
+    """Run an API process over a migrated ledger; it is gone when the block ends."""
+    home.mkdir(parents=True, exist_ok=True)
+    asyncio.run(migrate(Settings(home=home).ledger_url))
+    api = ApiProcess(home, free_port(), temporal_address)
+    api.start()
+    try:
+        yield api
+    finally:
+        assert api.process is not None
+        if api.process.poll() is None:
+            api.process.kill()
+            api.process.wait(PATIENCE_S)
