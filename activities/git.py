@@ -260,9 +260,9 @@ async def has_commit(repository: Path, sha: str) -> bool:
 
 
 async def add_worktree(mirror: Path, path: Path, commit: str, *, checkout: bool = True) -> None:
-    """Make a worktree of `mirror` at `path` with HEAD detached at `commit`."""
+    """Make a worktree of `mirror` at `path` with HEAD detached at `commit`; one that was there before is forgotten."""
     how = () if checkout else ("--no-checkout",)
-    await run_git("worktree", "add", "-q", "--detach", *how, path, commit, at=mirror)
+    await run_git("worktree", "add", "-q", "--force", "--detach", *how, path, commit, at=mirror)
 
 
 async def read_tree(worktree: Path, tree: str) -> None:

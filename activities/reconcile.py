@@ -24,7 +24,6 @@ from store.views import UnfinishedJob
 
 log = structlog.get_logger(__name__)
 
-PAGE: Final = 200
 YOUNG: Final = timedelta(seconds=15)
 """A job this fresh may still be on its way through the outbox or through its last record."""
 MENDED_SEQ: Final = 900_000
@@ -50,34 +49,30 @@ class Reconciler:
         """Run one pass over all unfinished jobs."""
         now = datetime.now(UTC)
         reply = ReconcileReply()
-        after = ""
-        while page := await self._ledger.unfinished_jobs(limit=PAGE, after=after):
-            for job in page:
-                if not job.start_pending and job.updated_at < now - YOUNG:
-                    reply = await self._mend(job, reply, now)
-            after = page[-1].job_id
-            reply = reply.model_copy(update={"checked": reply.checked + len(page)})
+        for job in await self._ledger.unfinished_jobs(now - YOUNG):
+            if not job.start_pending:
+                reply = await self._mend(job, reply, now)
+            reply = reply.model_copy(update={"checked": reply.checked + 1})
             activity.heartbeat(reply.checked)
-        corrections = await self._ledger.recount_seats()
+        corrections = await self._ledger.recount_seats(now)
         self._wake()
         return reply.model_copy(update={"freed_seats": len(corrections)})
 
     async def _mend(self, job: UnfinishedJob, reply: ReconcileReply, now: datetime) -> ReconcileReply:
         """Compare one job with its workflow; return the reply with what was done."""
-        handle = self._client.get_workflow_handle(workflow_id(job.product_id, job.job_id), result_type=JobOutcome)
+        handle = self._client.get_workflow_handle(workflow_id(job.product_id, job.id), result_type=JobOutcome)
         status = await _status(handle)
         if status == WorkflowExecutionStatus.COMPLETED:
             outcome = await handle.result()
             await self._write(job, outcome.stage, "its workflow had ended already", now, outcome.commits)
             return reply
         if status is None:
-            await self._write(job, Stage.FAILED, "its workflow was missing; a new life begins", now)
-            await self._ledger.requeue(job.job_id, now, by="reconciler", note="")
-            return reply.model_copy(update={"restarted": (*reply.restarted, job.job_id)})
+            await self._ledger.enqueue_start(job.id, now)
+            return reply.model_copy(update={"restarted": (*reply.restarted, job.id)})
         if status in DEAD:
-            message = f"its workflow {DEAD[status]}; `gf requeue {job.job_id}` goes on from the last checkpoint"
+            message = f"its workflow {DEAD[status]}; `gf requeue {job.id}` goes on from the last checkpoint"
             await self._write(job, Stage.FAILED, message, now)
-            return reply.model_copy(update={"failed": (*reply.failed, job.job_id)})
+            return reply.model_copy(update={"failed": (*reply.failed, job.id)})
         return reply
 
     async def _write(
@@ -96,9 +91,9 @@ class Reconciler:
             release_locks=True,
         )
         try:
-            await self._ledger.record(job.job_id, job.life * RECORDS_PER_LIFE + MENDED_SEQ, record, now)
+            await self._ledger.record(job.id, job.life * RECORDS_PER_LIFE + MENDED_SEQ, record, now)
         except IllegalTransition as error:
-            log.error("reconcile.illegal", job_id=job.job_id, error=error.message)  # noqa: TRY400 - expected, named
+            log.error("reconcile.illegal", job_id=job.id, error=error.message)  # noqa: TRY400 - expected, named
 
 
 async def _status(handle: WorkflowHandle[Any, JobOutcome]) -> WorkflowExecutionStatus | None:

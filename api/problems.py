@@ -24,7 +24,6 @@ HTTP_CODES: Final[Mapping[int, tuple[str, Fault, str]]] = {
     405: ("method_not_allowed", "caller", "the path exists, the method does not; the Allow header lists the methods"),
     413: ("too_large", "caller", "send less in one request"),
     421: ("wrong_host", "caller", "use 127.0.0.1 or localhost; a name that points here by DNS is not accepted"),
-    431: ("header_too_large", "caller", "send smaller headers"),
 }
 """Problems that the HTTP layer itself finds, beside those of `core.errors`: status → code, fault, hint."""
 

@@ -12,7 +12,7 @@ Make the parser before the process starts: a session's earlier consumption is re
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -333,8 +333,3 @@ def ended_without_result(program: str, exit_code: int | None, stderr_tail: str) 
     kind = FailureKind.CRASH if exit_code is None or signal_of(exit_code) else FailureKind.ENGINE_ERROR
     detail = f": {last_line(stderr_tail)}" if stderr_tail.strip() else ""
     return kind, f"{describe_exit(program, exit_code)} before it gave a result{detail}"
-
-
-def joined(parts: Sequence[str]) -> str:
-    """Return the parts that are not empty, one a line."""
-    return "\n".join(part for part in parts if part)

@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -56,10 +58,22 @@ class ApiProcess:
         """Return the token in a file of the home."""
         return (self.home / name).read_text().strip()
 
-    def client(self, name: str = "token") -> httpx.Client:
-        """Return a client that shows that token."""
-        headers = {"Authorization": f"Bearer {self.token(name)}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE_S)
+    def call(self, method: str, path: str, *, token: str = "token", **options: Any) -> httpx.Response:
+        """Make a request with one of the home's tokens."""
+        headers = {"Authorization": f"Bearer {self.token(token)}"} | options.pop("headers", {})
+        return httpx.request(method, self.url + path, headers=headers, timeout=PATIENCE_S, **options)
+
+    def get(self, path: str, **options: Any) -> Any:
+        """GET a document."""
+        answer = self.call("GET", path, **options)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def submit(self, manifest: str) -> str:
+        """Submit a job file's text and return the job's id."""
+        answer = self.call("POST", "/fleet/jobs", json={"manifest": manifest})
+        assert answer.status_code in (200, 201), answer.text
+        return str(answer.json()["jobs"][0]["id"])
 
     def environment(self) -> dict[str, str]:
         """Return the environment of the process, which a command line of this home can use too."""
@@ -104,7 +118,8 @@ class ApiProcess:
 def running_api(home: Path, *, temporal_address: str = NOWHERE) -> Iterator[ApiProcess]:
     """Run an API process over a migrated ledger; it is gone when the block ends."""
     home.mkdir(parents=True, exist_ok=True)
-    asyncio.run(migrate(Settings(home=home).ledger_url))
+    with ThreadPoolExecutor() as aside:  # the caller may have a loop of its own
+        aside.submit(lambda: asyncio.run(migrate(Settings(home=home).ledger_url))).result()
     api = ApiProcess(home, free_port(), temporal_address)
     api.start()
     try:

@@ -87,11 +87,31 @@ def running_postgres(binaries: Path) -> Iterator[PostgresServer]:
     environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "HOME": str(folder)}
     options: dict[str, Any] = {"cwd": folder, "env": environment} | identity
     try:
-        initdb = [binaries / "initdb", "-D", folder / "data", "-U", USER, "-A", "trust", "-E", "UTF8", "--no-sync"]
+        initdb: list[str | Path] = [
+            binaries / "initdb",
+            "-D",
+            folder / "data",
+            "-U",
+            USER,
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-sync",
+        ]
         made = subprocess.run(initdb, check=False, capture_output=True, text=True, **options)
         assert made.returncode == 0, made.stderr
         settings = [part for setting in ("listen_addresses=", *SPEED) for part in ("-c", setting)]
-        command = [binaries / "postgres", "-D", folder / "data", "-k", folder, "-p", str(PORT), *settings]
+        command: list[str | Path] = [
+            binaries / "postgres",
+            "-D",
+            folder / "data",
+            "-k",
+            folder,
+            "-p",
+            str(PORT),
+            *settings,
+        ]
         with log.open("wb") as sink:
             process = subprocess.Popen(
                 ["sh", "-c", DIES_WITH_US, "sh", *command], stdin=subprocess.PIPE, stdout=sink, stderr=sink, **options
@@ -106,16 +126,17 @@ def running_postgres(binaries: Path) -> Iterator[PostgresServer]:
 
 
 def _wait_until_ready(folder: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+    import asyncpg
+
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
         try:
             PostgresServer(folder).run("SELECT 1")
-        except Exception as error:
-            last = error
+        except (OSError, asyncpg.PostgresError):
             time.sleep(0.05)
         else:
             return
-    raise AssertionError(f"PostgreSQL did not start:\n{log.read_text()}") from last
+    raise AssertionError(f"PostgreSQL did not start:\n{log.read_text()}")
 
 
 @pytest.fixture(scope="session")

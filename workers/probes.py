@@ -1,85 +1,79 @@
-"""What this machine can do: hardware, tools, engines, and which credentials are present. *Does I/O: runs programs.*
+"""What this machine has: system, tools, engines, names of credentials. Does I/O: runs each tool's version command.
 
-Every program is asked for its version once; the answer is kept beside the factory for as long as the program's file
-stays the same, so that a restart is quick. Of credentials only the presence is told, never a value.
+A tool that is there but does not work is reported as unusable together with what would mend it. Answers are kept on
+disk by the program's path, size and time of change, so that an agent that comes back need not ask again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import platform
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
-from core.settings import Settings
+from core.redactor import secret_values
 from engines.base import Engine, EngineProbe, read_probe
-from engines.registry import catalogue
 
-PROBE_TIMEOUT_S: Final = 15.0
-PARALLEL_PROBES: Final = 4
+PROBE_TIMEOUT_S: Final = 10.0
+AT_ONCE: Final = 6
+OUTPUT_LIMIT: Final = 4000
 GIB: Final = 1024**3
-
-
-@dataclass(frozen=True, slots=True)
-class ToolQuestion:
-    """How a tool is asked for its version, and what to do when it is broken."""
-
-    name: str
-    command: tuple[str, ...]
-    repair: str
-    version: str = r"(\d+\.\d+(?:\.\d+)?)"
-    tag: str = ""
-    """Fact that a usable tool gives beside its version, such as `has:docker`."""
-
-
-TOOLS: Final = (
-    ToolQuestion("git", ("git", "--version"), "install git 2.38 or newer", tag="has:git"),
-    ToolQuestion("python", ("python3", "--version"), "install Python 3"),
-    ToolQuestion("node", ("node", "--version"), "install Node.js"),
-    ToolQuestion("npm", ("npm", "--version"), "install npm"),
-    ToolQuestion("pnpm", ("pnpm", "--version"), "run `npm install -g pnpm`"),
-    ToolQuestion("go", ("go", "version"), "install Go"),
-    ToolQuestion("java", ("java", "-version"), "install a JDK"),
-    ToolQuestion("rust", ("cargo", "--version"), "install Rust with rustup"),
-    ToolQuestion("make", ("make", "--version"), "install make"),
-    ToolQuestion("gcc", ("gcc", "-dumpfullversion"), "install gcc"),
-    ToolQuestion(
-        "docker",
-        ("docker", "version", "--format", "{{.Server.Version}}"),
-        "start the Docker daemon, or let this user reach it",
-        tag="has:docker",
-    ),
-    ToolQuestion("xcode", ("xcodebuild", "-version"), "run `xcode-select --install`", tag="has:xcode"),
-    ToolQuestion(
-        "gpu",
-        ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "install the GPU's driver",
-        tag="gpu",
-    ),
-)
-
-CREDENTIALS: Final[Mapping[str, tuple[str, ...]]] = {
-    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"),
-    "openai": ("OPENAI_API_KEY", "CODEX_API_KEY"),
-    "github": ("GITHUB_TOKEN", "GH_TOKEN"),
-    "google": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-    "ssh-agent": ("SSH_AUTH_SOCK",),
-}
-"""Variables whose presence (not whose value) a factory advertises."""
+_VERSION: Final = re.compile(r"\d+(?:\.\d+)+[A-Za-z0-9.+-]*|\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A program of this machine; a broken one says how it is mended."""
+    """A program that jobs may ask for, and how to ask it for its version."""
+
+    name: str
+    command: tuple[str, ...]
+    repair: str = ""
+    lasting: bool = True
+    """The answer depends on the program alone; otherwise (a daemon behind it) it is asked at each start."""
+
+
+TOOLS: Final = (
+    Tool("node", ("node", "--version"), "reinstall Node.js (https://nodejs.org)"),
+    Tool("npm", ("npm", "--version"), "reinstall Node.js, which brings npm"),
+    Tool("pnpm", ("pnpm", "--version"), "corepack enable pnpm"),
+    Tool("yarn", ("yarn", "--version"), "corepack enable yarn"),
+    Tool("bun", ("bun", "--version"), "bun upgrade"),
+    Tool("python", ("python3", "--version"), "reinstall Python 3"),
+    Tool("uv", ("uv", "--version"), "uv self update"),
+    Tool("git", ("git", "--version"), "reinstall git"),
+    Tool("git-lfs", ("git-lfs", "--version"), "git lfs install"),
+    Tool("gh", ("gh", "--version"), "reinstall the GitHub CLI"),
+    Tool(
+        "docker",
+        ("docker", "version", "--format", "{{.Server.Version}}"),
+        "start the Docker daemon, and let this user reach it",
+        lasting=False,
+    ),
+    Tool("go", ("go", "version"), "reinstall Go"),
+    Tool("java", ("java", "-version"), "install a JDK"),
+    Tool("rust", ("rustc", "--version"), "rustup update"),
+    Tool("ruby", ("ruby", "--version"), "reinstall Ruby"),
+    Tool("php", ("php", "--version"), "reinstall PHP"),
+    Tool("dotnet", ("dotnet", "--version"), "reinstall the .NET SDK"),
+    Tool("gcc", ("gcc", "-dumpfullversion"), "reinstall the compiler"),
+    Tool("make", ("make", "--version"), "reinstall make"),
+    Tool("xcode", ("xcodebuild", "-version"), "xcode-select --install, then open Xcode once"),
+    Tool("gpu", ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"), "reinstall the GPU's driver"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolState:
+    """Whether a tool can be used here."""
 
     name: str
     version: str
@@ -89,141 +83,144 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class MachineReport:
-    """Everything that a factory says of its machine when it registers."""
+    """Everything that a factory says about its machine."""
 
     os: str
     arch: str
     cores: int
-    mem_gb: int
-    free_disk_gb: int
-    tools: tuple[Tool, ...]
+    mem_gb: float
+    free_disk_gb: float
+    tools: tuple[ToolState, ...]
     engines: tuple[EngineProbe, ...]
     credentials: tuple[str, ...]
-    capabilities: tuple[str, ...]
-    """Facts as `core.capability` reads them."""
+    """Names of variables that hold one; never their values."""
+
+    def facts(self) -> tuple[str, ...]:
+        """Return what the router compares with a job's capabilities."""
+        system = [f"os:{self.os}", f"arch:{self.arch}", f"cores={self.cores}", f"mem_gb={self.mem_gb:g}"]
+        usable = [tool for tool in self.tools if tool.usable]
+        engines = [engine for engine in self.engines if engine.usable]
+        versions = [f"{one.name}={one.version}" for one in usable if one.version]
+        versions += [f"{one.engine}={one.version}" for one in engines if one.version]
+        present = [f"has:{one.name}" for one in usable] + [f"has:{one.engine}" for one in engines]
+        bare = ["gpu"] if any(tool.name == "gpu" for tool in usable) else []
+        return (*system, *versions, *present, *bare)
 
 
-async def probe_machine(settings: Settings, environ: Mapping[str, str], *, cache_file: Path) -> MachineReport:
-    """Ask the machine everything; programs that did not change since the last time are not run again.
+class Prober:
+    """Asks programs for their versions; `cache` is where answers are kept."""
 
-    A program that hangs or crashes is reported as broken; nothing here raises because of one.
-    """
-    asked = _Asked(environ, cache_file)
-    engines = catalogue(settings.engines_dir or settings.home / "engines")
-    tools, probes = await asyncio.gather(
-        asyncio.gather(*(_ask_tool(question, asked) for question in TOOLS)),
-        asyncio.gather(*(_ask_engine(engine, asked) for engine in engines.values())),
-    )
-    asked.keep()
-    found = tuple(tool for tool in tools if tool is not None)
-    system, arch = platform.system().lower(), platform.machine().lower()
-    system = {"darwin": "macos"}.get(system, system)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    mem_gb, disk_gb = psutil.virtual_memory().total // GIB, free_disk_gb(settings.home)
-    credentials = tuple(name for name, variables in CREDENTIALS.items() if any(environ.get(v) for v in variables))
-    facts = [f"os:{system}", f"arch:{arch}", f"cores={cores}", f"mem_gb={mem_gb}", f"disk_gb={disk_gb}"]
-    facts += [fact for tool in found if tool.usable for fact in _facts_of(tool)]
-    facts += [f"credential:{name}" for name in credentials]
-    return MachineReport(
-        os=system,
-        arch=arch,
-        cores=cores,
-        mem_gb=mem_gb,
-        free_disk_gb=disk_gb,
-        tools=found,
-        engines=tuple(probes),
-        credentials=credentials,
-        capabilities=tuple(facts),
-    )
+    def __init__(self, environ: Mapping[str, str], cache: Path) -> None:
+        self._environ = dict(environ)
+        self._cache_path = cache
+        self._known = _read_cache(cache)
+        self._used: dict[str, Any] = {}
+        self._slots = asyncio.Semaphore(AT_ONCE)
 
+    async def report(self, engines: Sequence[Engine], disk: Path) -> MachineReport:
+        """Probe everything at once."""
+        tools, probes = await asyncio.gather(
+            asyncio.gather(*(self.tool(tool) for tool in TOOLS)),
+            asyncio.gather(*(self.engine(engine) for engine in engines)),
+        )
+        _write_cache(self._cache_path, self._used)
+        return MachineReport(
+            os={"darwin": "macos"}.get(platform.system().lower(), platform.system().lower()),
+            arch=platform.machine(),
+            cores=os.cpu_count() or 1,
+            mem_gb=round(psutil.virtual_memory().total / GIB, 1),
+            free_disk_gb=free_disk_gb(disk),
+            tools=tuple(tool for tool in tools if tool is not None),
+            engines=tuple(probes),
+            credentials=tuple(sorted(secret_values(self._environ))),
+        )
 
-def free_disk_gb(path: Path) -> int:
-    """Return the free space, in GiB, of the file system that `path` is or will be on."""
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    return shutil.disk_usage(existing).free // GIB
+    async def tool(self, tool: Tool) -> ToolState | None:
+        """Probe one tool; None when it is not there."""
+        if shutil.which(tool.command[0], path=self._environ.get("PATH")) is None:
+            return None
+        code, output = await self._ask(tool.command, lasting=tool.lasting)
+        if code != 0:
+            return ToolState(tool.name, "", usable=False, repair=tool.repair)
+        found = _VERSION.search(output)
+        return ToolState(tool.name, found.group(0) if found else "", usable=True)
 
+    async def engine(self, engine: Engine) -> EngineProbe:
+        """Probe one engine."""
+        return read_probe(engine, *await self._ask(engine.probe_command(), lasting=True))
 
-def _facts_of(tool: Tool) -> list[str]:
-    question = next(question for question in TOOLS if question.name == tool.name)
-    version = [f"{tool.name}={tool.version}"] if tool.version and tool.name != "gpu" else []
-    return [*version, *([question.tag] if question.tag else [])]
-
-
-async def _ask_tool(question: ToolQuestion, asked: _Asked) -> Tool | None:
-    """Return the tool's report; None when it is not installed at all."""
-    code, output = await asked.ask(question.command)
-    if code is None:
-        return None
-    match = re.search(question.version, output)
-    if code != 0 or match is None:
-        return Tool(question.name, "", usable=False, repair=question.repair)
-    return Tool(question.name, match.group(1), usable=True)
-
-
-async def _ask_engine(engine: Engine, asked: _Asked) -> EngineProbe:
-    code, output = await asked.ask(tuple(engine.probe_command()))
-    return read_probe(engine, code, output)
-
-
-class _Asked:
-    """Runs version commands, and remembers answers by the program's file: path, size, time of change."""
-
-    def __init__(self, environ: Mapping[str, str], cache_file: Path) -> None:
-        self._path = environ.get("PATH", os.defpath)
-        self._home = environ.get("HOME", "/")
-        self._cache_file = cache_file
-        self._known: dict[str, Any] = {}
-        self._answers: dict[str, tuple[int | None, str]] = {}
-        self._slots = asyncio.Semaphore(PARALLEL_PROBES)
-        with contextlib.suppress(OSError, ValueError):
-            self._known = dict(json.loads(cache_file.read_text(encoding="utf-8")))
-
-    async def ask(self, command: Sequence[str]) -> tuple[int | None, str]:
-        """Return exit code and output of `command`; code None when the program is not there."""
-        program = shutil.which(command[0], path=self._path)
+    async def _ask(self, command: Sequence[str], *, lasting: bool) -> tuple[int | None, str]:
+        """Return exit code (None: could not be started) and output of a command, from the cache when it may."""
+        program = shutil.which(command[0], path=self._environ.get("PATH"))
         if program is None:
             return None, ""
-        stat = os.stat(program)  # noqa: PTH116 - follows links, and is one quick call
-        key = json.dumps([program, stat.st_size, stat.st_mtime_ns, *command[1:]])
-        remembered = self._known.get(key)
-        if isinstance(remembered, list) and remembered[0] == 0:
-            code, output = 0, str(remembered[1])
-        else:
-            async with self._slots:
-                code, output = await self._run([program, *command[1:]])
-        self._answers[key] = (code, output)
-        return code, output
+        key = f"{' '.join(command)}|{_fingerprint(program)}"
+        if lasting and key in self._known:
+            self._used[key] = self._known[key]
+            code, output = self._known[key]
+            return code, output
+        async with self._slots:
+            answer = await self._run(program, command[1:])
+        if lasting and answer[0] == 0:
+            self._used[key] = answer
+        return answer
 
-    async def _run(self, command: Sequence[str]) -> tuple[int, str]:
-        """Run a version command in a bare environment; one that hangs counts as failed."""
-        environment = {"PATH": self._path, "HOME": self._home, "LC_ALL": "C"}
+    async def _run(self, program: str, arguments: Sequence[str]) -> tuple[int | None, str]:
         try:
             process = await asyncio.create_subprocess_exec(
-                *command,
-                env=environment,
+                program,
+                *arguments,
+                env=self._environ,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
             )
         except OSError as error:
-            return 126, str(error)
+            return None, str(error)
         try:
-            output, _ = await asyncio.wait_for(process.communicate(), PROBE_TIMEOUT_S)
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                output, _ = await process.communicate()
         except TimeoutError:
-            process.kill()
-            await process.wait()
             return 124, f"no answer within {PROBE_TIMEOUT_S:.0f} s"
-        return process.returncode or 0, output.decode(errors="replace")[:4000]
-
-    def keep(self) -> None:
-        """Write what was learnt for the next start."""
-        self._cache_file.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._cache_file.with_suffix(".tmp")
-        draft.write_text(json.dumps({key: list(answer) for key, answer in self._answers.items()}), encoding="utf-8")
-        draft.replace(self._cache_file)
+        finally:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        return process.returncode, output.decode(errors="replace")[:OUTPUT_LIMIT]
 
 
-def report_document(report: MachineReport) -> dict[str, Any]:
-    """Return the report as JSON data."""
-    return asdict(report)
+def free_disk_gb(path: Path) -> float:
+    """Return the free space of the file system that `path` lies on."""
+    return round(shutil.disk_usage(path).free / GIB, 1)
+
+
+def load_per_core() -> float:
+    """Return the load average of the last minute, per core."""
+    return round(psutil.getloadavg()[0] / (os.cpu_count() or 1), 2)
+
+
+def describe_tools(report: MachineReport) -> list[dict[str, Any]]:
+    """Return the tools as JSON."""
+    return [asdict(tool) for tool in report.tools]
+
+
+def _fingerprint(program: str) -> str:
+    path = Path(program).resolve()
+    stat = path.stat()
+    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+
+
+def _read_cache(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_cache(path: Path, known: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(known), encoding="utf-8")
+    draft.replace(path)

@@ -308,13 +308,12 @@ class JobWorkflow:
     def _begin(self, command: Build | Judge | Ship) -> None:
         """Run a step beside the loop; it ends with an event in the inbox."""
         self._stop_requested = False
-        match command:
-            case Build():
-                step = self._build(command)
-            case Judge():
-                step = self._judge(command)
-            case Ship():
-                step = self._ship(command)
+        if isinstance(command, Build):
+            step = self._build(command)
+        elif isinstance(command, Judge):
+            step = self._judge(command)
+        else:
+            step = self._ship(command)
         task = asyncio.create_task(step)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

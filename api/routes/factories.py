@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from api.auth import Role, requires
 from api.backend import Parts, utc_now
@@ -23,9 +23,19 @@ Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", descrip
 Instance = Annotated[str, Field(min_length=1, max_length=100, description="Random id of the agent process.")]
 
 
-class StationReport(StationOffer):
+ShortText = Annotated[str, Field(max_length=200)]
+Gigabytes = Annotated[Decimal, Field(ge=0, le=10**9)]
+
+
+class StationReport(Document):
     """One engine of a factory."""
 
+    engine: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    version: ShortText = ""
+    usable: bool = True
+    repair: str = Field(default="", max_length=2000)
+    """What makes an unusable engine usable again."""
+    seats: int = Field(default=1, ge=0, le=1000)
     supports_resume: bool = False
 
 
@@ -40,16 +50,25 @@ class FactoryReport(Document):
     os: str = Field(default="", max_length=100)
     arch: str = Field(default="", max_length=100)
     cores: int | None = Field(default=None, ge=0, le=2**31 - 1)
-    mem_gb: float | None = Field(default=None, ge=0)
-    free_disk_gb: Decimal | None = Field(default=None, ge=0)
+    mem_gb: Gigabytes | None = None
+    free_disk_gb: Gigabytes | None = None
     seats: int = Field(default=3, ge=0, le=1000)
-    capabilities: tuple[str, ...] = Field(default=(), max_length=500)
+    capabilities: tuple[ShortText, ...] = Field(default=(), max_length=500)
     stations: tuple[StationReport, ...] = Field(default=(), max_length=100)
-    credentials: tuple[str, ...] = Field(default=(), max_length=100)
+    credentials: tuple[ShortText, ...] = Field(default=(), max_length=100)
     """Names of providers it has credentials for; never the credentials."""
     tools: tuple[dict[str, Any], ...] = Field(default=(), max_length=200)
     replaces_dead_pid: bool = False
     """The agent has proven that the one before it, on this host, is dead."""
+
+    @field_validator("stations")
+    @classmethod
+    def _one_station_per_engine(cls, stations: tuple[StationReport, ...]) -> tuple[StationReport, ...]:
+        """Refuse two stations for one engine: the router could not tell them apart."""
+        engines = [station.engine for station in stations]
+        if len(engines) != len(set(engines)):
+            raise ValueError("two stations for one engine")
+        return stations
 
 
 class Registered(Document):
@@ -63,11 +82,11 @@ class Heartbeat(Document):
     """What an agent says every few seconds."""
 
     instance: Instance
-    load: Decimal | None = Field(default=None, ge=0)
+    load: Decimal | None = Field(default=None, ge=0, le=10**6)
     """Load average per core."""
     busy: dict[str, int] = Field(default_factory=dict, max_length=100)
     """Seats in use, by engine."""
-    free_disk_gb: Decimal | None = Field(default=None, ge=0)
+    free_disk_gb: Gigabytes | None = None
     warm_repositories: tuple[str, ...] | None = Field(default=None, max_length=1000)
 
 
@@ -104,7 +123,7 @@ async def register_factory(parts: Parts, report: FactoryReport) -> Registered:
         instance=report.instance,
         version=report.version,
         capabilities=report.capabilities,
-        stations=tuple(StationOffer(**station.model_dump()) for station in report.stations),
+        stations=tuple(StationOffer(**station.model_dump(exclude={"supports_resume"})) for station in report.stations),
         seats=report.seats,
         status=FactoryStatus(free_disk_gb=report.free_disk_gb),
         details=details,

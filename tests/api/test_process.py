@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 from temporalio.client import Client
+from temporalio.service import RPCError
 
 from cli.client import ConnectionLost, ServerEvent
 from cli.client import Client as StdlibClient
@@ -32,17 +33,10 @@ def api(tmp_path: Path) -> Iterator[ApiProcess]:
         yield running
 
 
-def submit(api: ApiProcess) -> str:
-    """Submit a job and return its id."""
-    answer = api.client().post("/fleet/jobs", json={"manifest": JOB})
-    assert answer.status_code == 201, answer.text
-    return str(answer.json()["jobs"][0]["id"])
-
-
 def test_process_works_without_temporal_and_ends_with_zero(api: ApiProcess) -> None:
     """Reads and submits work; SIGTERM ends it with exit code 0; what it logged is JSON, a line each."""
-    job_id = submit(api)
-    assert api.client().get(f"/fleet/jobs/{job_id}").json()["stage"] == "queued"
+    job_id = api.submit(JOB)
+    assert api.get(f"/fleet/jobs/{job_id}")["stage"] == "queued"
     health = httpx.get(f"{api.url}/fleet/health").json()
     assert (health["status"], health["parts"]["ledger"]) == ("degraded", "ok")
     assert api.stop() == 0
@@ -54,16 +48,16 @@ def test_process_works_without_temporal_and_ends_with_zero(api: ApiProcess) -> N
 
 def test_restart_keeps_tokens_and_jobs(api: ApiProcess) -> None:
     """A killed process loses nothing that it had answered for."""
-    job_id, token = submit(api), api.token()
+    job_id, token = api.submit(JOB), api.token()
     api.stop(signal.SIGKILL)
     api.start()
     assert api.token() == token
-    assert [job["id"] for job in api.client().get("/fleet/jobs").json()["jobs"]] == [job_id]
+    assert [job["id"] for job in api.get("/fleet/jobs")["jobs"]] == [job_id]
 
 
 def test_stop_ends_open_streams_and_readers_come_back_without_loss(api: ApiProcess) -> None:
     """A follower is let go at once by SIGTERM and goes on behind its last event at the next process."""
-    job_id = submit(api)
+    job_id = api.submit(JOB)
     seen: list[ServerEvent] = []
     caught_up, cut_off = threading.Event(), threading.Event()
 
@@ -95,7 +89,12 @@ def test_stop_ends_open_streams_and_readers_come_back_without_loss(api: ApiProce
 def test_taken_port_is_told_and_the_exit_code_says_so(api: ApiProcess) -> None:
     """A second process on the same port ends with its own code and a reason in the log."""
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "api"], env=api.environment(), capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-P", "-m", "api"],
+        env=api.environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert done.returncode == 3
     assert "address already in use" in done.stderr
@@ -122,14 +121,14 @@ async def test_submitted_job_gets_its_workflow(
 ) -> None:
     """The start of the job's workflow is delivered through the outbox, also when Temporal came later than the job."""
     with running_api(tmp_path / "home", temporal_address=temporal_server.address) as api:
-        job_id = submit(api)
+        job_id = api.submit(JOB)
         handle = temporal_client.get_workflow_handle(workflow_id("default", job_id))
         deadline = time.monotonic() + 20
         while True:
             try:
                 description = await handle.describe()
                 break
-            except Exception:
+            except RPCError:
                 assert time.monotonic() < deadline, api.log
         assert description.task_queue == "gf.control"
         assert httpx.get(f"{api.url}/fleet/health").json()["status"] == "ok"

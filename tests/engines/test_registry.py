@@ -82,8 +82,7 @@ def test_broken_description_harms_nobody_else(engines_dir: Path) -> None:
     with pytest.raises(InvalidInput) as refused:
         engines.load("beta", engines_dir)
     assert {problem.path for problem in refused.value.problems} >= {"beta.yaml: argv", "beta.yaml: probe"}
-    with pytest.raises(InvalidInput):
-        engines.catalogue(engines_dir)
+    assert set(engines.catalogue(engines_dir)) == set(found.engines)
 
 
 def test_name_that_is_taken_stays_with_its_first_owner(engines_dir: Path) -> None:

@@ -182,7 +182,9 @@ async def test_step_with_much_data_is_kept_as_digest(floor: Fleet) -> None:
 
 async def test_artifact_of_one_path_is_one_entry(floor: Fleet) -> None:
     """The same file again is the same entry; a changed file takes its place."""
-    file = ArtifactFile(path="report/index.html", media_type="text/html", size=5_000_000_000, sha256="1" * 64, location="a/1")
+    file = ArtifactFile(
+        path="report/index.html", media_type="text/html", size=5_000_000_000, sha256="1" * 64, location="a/1"
+    )
     first = await floor.ledger.add_artifact("j-1", 1, file, floor.now)
     again = await floor.ledger.add_artifact("j-1", 1, file, floor.tick())
     changed = await floor.ledger.add_artifact("j-1", 1, file.model_copy(update={"sha256": "2" * 64}), floor.now)

@@ -21,7 +21,9 @@ WRITES: dict[str, Write] = {
     "result": lambda f, e: f.ledger.accept_result("j-1", e, "e" * 40, f.now),
     "log": lambda f, e: f.ledger.append_logs("j-1", e, "stdout", 1, [f.line("late")], f.now),
     "event": lambda f, e: f.ledger.append_attempt_events("j-1", e, 1, [AttemptStep(at=f.now, type="tool")], f.now),
-    "artifact": lambda f, e: f.ledger.add_artifact("j-1", e, ArtifactFile(path="x", size=1, sha256="s", location="l"), f.now),
+    "artifact": lambda f, e: f.ledger.add_artifact(
+        "j-1", e, ArtifactFile(path="x", size=1, sha256="s", location="l"), f.now
+    ),
     "ship": lambda f, e: f.ledger.guard_epoch("j-1", e, f.now, kind="ship", content=b"push"),
 }
 """Every write that an attempt can make, by the kind under which it is refused."""
@@ -195,7 +197,13 @@ async def test_accept_takes_one_result(floor: Fleet) -> None:
 async def test_accept_keeps_the_whole_answer(floor: Fleet) -> None:
     """A workflow that never heard the attempt's answer finds it in the ledger."""
     answer = BuildResult(
-        job_id="j-1", epoch=1, outcome="succeeded", candidate_sha=CANDIDATE, base_sha="b" * 40, changed=True, tool_calls=3
+        job_id="j-1",
+        epoch=1,
+        outcome="succeeded",
+        candidate_sha=CANDIDATE,
+        base_sha="b" * 40,
+        changed=True,
+        tool_calls=3,
     )
     await floor.ledger.accept_result("j-1", 1, CANDIDATE, floor.now, result=answer)
 

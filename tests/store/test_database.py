@@ -18,15 +18,18 @@ from tests.store.fleet import Fleet
 
 
 def make(connection: Connection) -> None:
+    """Make a table."""
     connection.execute(text("CREATE TABLE t (n INTEGER)"))
 
 
 def add(connection: Connection, number: int) -> int:
+    """Add a row."""
     connection.execute(text("INSERT INTO t VALUES (:n)"), {"n": number})
     return number
 
 
 def count(connection: Connection) -> int:
+    """Count the rows."""
     return int(connection.execute(text("SELECT count(*) FROM t")).scalar_one())
 
 
@@ -99,7 +102,7 @@ def test_password_of_a_refused_url_is_not_shown() -> None:
 
 
 async def test_sqlite_uses_write_ahead_log_and_waits_for_writers(tmp_path: Path) -> None:
-    """Readers never wait for writers, writers wait for each other, references hold, and `synchronous` is the setting's."""
+    """Readers never wait, writers wait for each other, references hold, and `synchronous` is the setting's."""
     for setting, level in (("normal", 1), ("full", 2)):
         database = open_database(f"sqlite:///{tmp_path / setting}.db", synchronous=setting)  # type: ignore[arg-type]
 
@@ -162,8 +165,8 @@ async def test_postgres_that_went_away_is_unavailable_and_comes_back() -> None:
         await database.write(make)
         await database.write(add, 1)
         assert await database.read(count) == 1
-        terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename IS NOT NULL"
-        server.run(terminate)
+        others = "pid <> pg_backend_pid() AND usename IS NOT NULL"
+        server.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")  # noqa: S608 - ours
         assert await database.read(count) == 1
     for call in (database.read(count), database.write(add, 2)):
         with pytest.raises(Unavailable) as caught:

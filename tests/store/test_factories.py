@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -28,11 +29,14 @@ async def test_registered_factory_is_listed_with_its_stations(fleet: Fleet) -> N
     assert (one.name, two.name) == ("f1", "f2")
     assert (two.host, two.pid, two.state, two.seats, two.version) == ("host-f2", 100, "online", 2, "0.1")
     assert two.details == {"os": "Debian"}
-    assert [(s.engine, s.seats, s.busy, s.usable) for s in two.stations] == [("codex", 1, 0, True), ("shell", 2, 0, True)]
+    assert [(s.engine, s.seats, s.busy, s.usable) for s in two.stations] == [
+        ("codex", 1, 0, True),
+        ("shell", 2, 0, True),
+    ]
 
 
 @pytest.mark.parametrize("other", [{"pid": 200}, {"host": "clone"}])
-async def test_second_living_agent_of_one_name_is_refused(fleet: Fleet, other: dict[str, object]) -> None:
+async def test_second_living_agent_of_one_name_is_refused(fleet: Fleet, other: dict[str, Any]) -> None:
     """A cloned machine, or a second start, does not take a living agent's name: it is told who has it."""
     await fleet.factory("f1")
     fleet.tick(5)

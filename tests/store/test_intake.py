@@ -17,7 +17,11 @@ MANIFEST: dict[str, Any] = {"title": "Say hello", "retry": {"max": 2}, "verify":
 def submission(job_id: str, *, key: str | None = None, canonical: Any = None, **values: Any) -> Submission:
     """Return a submission of the canonical manifest."""
     return Submission(
-        job_id=job_id, spec=make_spec(**values), canonical=canonical or MANIFEST, idempotency_key=key, submitted_by="ada"
+        job_id=job_id,
+        spec=make_spec(**values),
+        canonical=canonical or MANIFEST,
+        idempotency_key=key,
+        submitted_by="ada",
     )
 
 
@@ -117,7 +121,7 @@ async def test_submit_of_a_cycle_prints_it_and_keeps_nothing(fleet: Fleet) -> No
     def waits_for(job_id: str, parent: str) -> Submission:
         return submission(job_id, deps=(Dependency(job_id=parent),))
 
-    with pytest.raises(InvalidInput, match="a → b → c → a|b → c → a → b|c → a → b → c"):
+    with pytest.raises(InvalidInput, match=r"a → b → c → a|b → c → a → b|c → a → b → c"):
         await fleet.ledger.submit_all([waits_for("a", "b"), waits_for("b", "c"), waits_for("c", "a")], fleet.now)
     with pytest.raises(InvalidInput, match="d → d"):
         await fleet.ledger.submit_all([waits_for("d", "d")], fleet.now)

@@ -152,16 +152,29 @@ async def test_record_of_the_end_shows_what_was_shipped(floor: Fleet) -> None:
     """A shipped job names its commits and where they are."""
     await floor.record("j-1", Stage.REVIEW, epoch=1, attempt_outcome="succeeded")
     await floor.record(
-        "j-1", Stage.SHIPPED, epoch=1, commits=(CANDIDATE,), shipped_ref="refs/heads/main", conditions=(), end_lease=True
+        "j-1",
+        Stage.SHIPPED,
+        epoch=1,
+        commits=(CANDIDATE,),
+        shipped_ref="refs/heads/main",
+        conditions=(),
+        end_lease=True,
     )
 
     job = await floor.job("j-1")
-    assert (job.commits, job.shipped_ref, job.conditions, job.ended_at) == ((CANDIDATE,), "refs/heads/main", (), floor.now)
+    assert (job.commits, job.shipped_ref, job.conditions, job.ended_at) == (
+        (CANDIDATE,),
+        "refs/heads/main",
+        (),
+        floor.now,
+    )
 
 
 async def test_job_back_in_the_queue_shows_no_candidate(floor: Fleet) -> None:
     """After a reject nobody can ship the old candidate by its name in the document."""
-    await floor.record("j-1", Stage.REVIEW, epoch=1, candidate_sha=CANDIDATE, base_sha=BASE, verdict={"verify": "failed"})
+    await floor.record(
+        "j-1", Stage.REVIEW, epoch=1, candidate_sha=CANDIDATE, base_sha=BASE, verdict={"verify": "failed"}
+    )
     await floor.record("j-1", Stage.QUEUED, epoch=1, end_lease=True)
 
     job = await floor.job("j-1")

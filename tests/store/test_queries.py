@@ -41,7 +41,9 @@ async def test_job_document_has_what_clients_rely_on(fleet: Fleet) -> None:
 
     document = (await fleet.job("j-1")).model_dump(mode="json")
 
-    assert {"id", "product_id", "title", "stage", "conditions", "attempts", "commits", "tokens", "cost"} <= set(document)
+    assert {"id", "product_id", "title", "stage", "conditions", "attempts", "commits", "tokens", "cost"} <= set(
+        document
+    )
     assert (document["id"], document["stage"], document["ship"]) == ("j-1", "building", "branch")
     assert document["cost"] == {"usd": None, "source": "unknown", "complete": False}
     assert document["tokens"] is None
@@ -57,7 +59,14 @@ async def test_job_document_has_what_clients_rely_on(fleet: Fleet) -> None:
 async def test_unknown_job_is_not_found(fleet: Fleet) -> None:
     """Every read of a single job names the job that is not there."""
     ledger = fleet.ledger
-    for read in (ledger.job, ledger.documents, ledger.events, ledger.verify_chain, ledger.latest_ids, ledger.start_payload):
+    for read in (
+        ledger.job,
+        ledger.documents,
+        ledger.events,
+        ledger.verify_chain,
+        ledger.latest_ids,
+        ledger.start_payload,
+    ):
         for job_id in ("j-x", "nul\x00", "\ud800"):
             with pytest.raises(NotFound, match="there is no job"):
                 await read(job_id)
@@ -68,14 +77,17 @@ async def test_unknown_job_is_not_found(fleet: Fleet) -> None:
     [
         ([], (None, "unknown", False), None),
         ([Usage()], (None, "unknown", False), None),
-        ([Usage(cost_usd=Decimal("0"), cost_source="reported")], (Decimal("0"), "reported", True), None),
+        ([Usage(cost_usd=Decimal(0), cost_source="reported")], (Decimal(0), "reported", True), None),
         (
             [Usage(cost_usd=Decimal("0.1"), cost_source="reported", total_tokens=5), Usage(input_tokens=3)],
             (Decimal("0.1"), "reported", False),
             8,
         ),
         (
-            [Usage(cost_usd=Decimal("0.1"), cost_source="reported"), Usage(cost_usd=Decimal("0.2"), cost_source="estimated")],
+            [
+                Usage(cost_usd=Decimal("0.1"), cost_source="reported"),
+                Usage(cost_usd=Decimal("0.2"), cost_source="estimated"),
+            ],
             (Decimal("0.3"), "estimated", True),
             None,
         ),
@@ -115,7 +127,7 @@ async def test_attempts_are_listed_oldest_first(fleet: Fleet) -> None:
 
 
 async def test_jobs_are_listed_newest_first_page_by_page(fleet: Fleet) -> None:
-    """Walking through the pages shows every job once, also those submitted at one moment, and new ones do not disturb."""
+    """Walking through the pages shows every job once, also those of one moment, and new ones do not disturb."""
     for n in range(5):
         await fleet.submit(f"j-{n}")
         fleet.tick(-1)
@@ -147,7 +159,9 @@ async def test_jobs_are_filtered_by_product_and_stage(fleet: Fleet) -> None:
     assert await ids(stages=[Stage.SHIPPED]) == []
 
 
-@pytest.mark.parametrize("cursor", ["x", "%%%", "ü", base64.urlsafe_b64encode(b"2026-01-01T00:00:00 j-1").decode(), "eHg="])
+@pytest.mark.parametrize(
+    "cursor", ["x", "%%%", "ü", base64.urlsafe_b64encode(b"2026-01-01T00:00:00 j-1").decode(), "eHg="]
+)
 async def test_cursor_that_is_none_is_refused(fleet: Fleet, cursor: str) -> None:
     """A made-up cursor is the caller's mistake, not a crash."""
     with pytest.raises(InvalidInput, match="cursor"):

@@ -1,4 +1,4 @@
-"""Raises one counter and one event chain many times: `count_up.py URL WORKER TIMES`; waits for a line on stdin first."""
+"""Raises one counter and one event chain many times: `count_up.py URL WORKER TIMES`; waits for a line first."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def read_then_write(connection: Connection) -> None:
 
 
 async def main(url: str, worker: int, times: int) -> None:
+    """Raise both `times` times."""
     ledger, database = open_ledger(Settings(home=Path("/nonexistent"), database_url=url)), open_database(url)
     await ledger.job("j-1")
     sys.stdout.write("ready\n")

@@ -9,16 +9,19 @@ import asyncio
 import json
 import sys
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 
 from core.job import Stage
 from core.lifecycle import Record
+from core.scope import overlaps
 from core.settings import Settings
 from store import open_ledger
 from store.messages import StartedInfo
 
 
 async def main(url: str, jobs: int) -> None:
+    """Grant and finish until `jobs` jobs are shipped."""
     ledger = open_ledger(Settings(home=Path("/nonexistent"), database_url=url))
     await ledger.factories()
     sys.stdout.write("ready\n")
@@ -26,7 +29,11 @@ async def main(url: str, jobs: int) -> None:
     sys.stdin.readline()
     granted: list[list[object]] = []
     while len((await ledger.jobs(stages=[Stage.SHIPPED], limit=500)).items) < jobs:
-        for grant in await ledger.dispatch(datetime.now(UTC)):
+        grants = await ledger.dispatch(datetime.now(UTC))
+        held = (await ledger.snapshot(datetime.now(UTC))).locks
+        for one, other in combinations([view for view in held if view.allowed_scope], 2):
+            assert not overlaps(one.allowed_scope, other.allowed_scope), (one, other)
+        for grant in grants:
             granted.append([grant.job_id, grant.epoch, grant.factory, grant.engine])
             now = datetime.now(UTC)
             await ledger.attempt_started(grant.job_id, grant.epoch, StartedInfo(), now)

@@ -18,6 +18,7 @@ from store import open_ledger
 
 
 async def main(url: str, times: int) -> None:
+    """Lose `times` epochs that nobody else lost."""
     ledger = open_ledger(Settings(home=Path("/nonexistent"), database_url=url))
     await ledger.job("j-1")
     sys.stdout.write("ready\n")

@@ -1,0 +1,371 @@
+"""The agent of one factory: reports for work, takes activities, beats, drains. *A process.*
+
+Start: `python -P -m workers.factory_agent --name NAME`. SIGTERM drains: no further work is taken, running attempts end
+with a checkpoint, what they had to tell is told, the factory leaves. SIGKILL loses nothing: supervisors kill, salvage
+and certify; the next agent of that name settles what they could not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any, Final, Self
+
+import structlog
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from activities.engine_run import EngineActivities
+from activities.factory import FactoryContext, FactoryPaths, Rescue
+from activities.judge import JudgeActivities
+from activities.ship import ShipActivities
+from activities.supervision import ApiAddress, Supervisors
+from activities.workspace import Workspaces
+from core.attempt import factory_queue, station_queue
+from core.errors import Conflict, GigafactoryError, NotFound
+from core.redactor import Redactor, secret_values
+from core.settings import Settings
+from core.version import VERSION
+from engines.base import Engine
+from engines.registry import read_catalogue
+from store.logging_setup import configure_logging
+from workers import processes
+from workers.api_client import FactoryApi
+from workers.factory_names import memorable_name
+from workers.probes import MachineReport, Prober, describe_tools, free_disk_gb, load_per_core
+from workers.process_table import become_subreaper, birth_of, is_alive
+from workers.settings_source import ROOT, read_settings
+from workers.spool import Spool
+from workflows.connection import connect
+
+log = structlog.get_logger(__name__)
+
+PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 2.0
+WORKSPACE_SLOTS_BEYOND_SEATS: Final = 2
+SEAL_S: Final = 15.0
+"""Time that a drained attempt has, beyond the graces, to seal its checkpoint."""
+LAST_WORDS_S: Final = 3.0
+EXIT_BROKEN: Final = 1
+"""A worker ended by itself; a new agent may do better."""
+EXIT_IN_USE: Final = 3
+"""Another agent has this name."""
+
+
+@dataclass
+class Agent:
+    """One factory's agent; the methods are in the order of its life."""
+
+    name: str
+    settings: Settings
+    environ: dict[str, str]
+    instance: str = field(default_factory=lambda: uuid.uuid4().hex)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    exit_code: int = 0
+
+    def __post_init__(self) -> None:
+        self.paths = FactoryPaths(self.settings.home / "factories" / self.name)
+        for folder in (self.paths.attempts, self.paths.mirrors, self.paths.spool):
+            folder.mkdir(parents=True, exist_ok=True)
+        token_file = self.settings.home / "factory-token"
+        url = self.settings.api_url or f"http://{self.settings.api_host}:{self.settings.api_port}"
+        self.api = FactoryApi(url, token_file)
+        self.spool = Spool(self.paths.spool, self.api, factory=self.name, instance=self.instance)
+        self.catalogue = read_catalogue(self.settings.engines_dir or self.settings.home / "engines")
+        self.supervisors = Supervisors(ROOT / "workers" / "supervisor.py")
+        self.workspaces = Workspaces(self.paths.mirrors)
+        self.draining = asyncio.Event()
+        self.replaces_dead = False
+
+    async def run(self) -> int:
+        """Live from report to farewell; returns the exit code."""
+        for problem in self.catalogue.problems:
+            log.warning("engine.unreadable", where=problem.path, problem=problem.message)
+        self.replaces_dead = self._note_ourselves()
+        self.supervisors.warm_up()
+        self.spool.resume()
+        machine, _ = await asyncio.gather(self._probe(), self._settle_orphans())
+        client = await self._connect()
+        if client is not None and await self._register(machine):
+            async with _Running(self._workers(client, machine)) as running:
+                log.info("factory.ready", name=self.name, pid=os.getpid())
+                beating = asyncio.create_task(self._beat(machine))
+                if not await running.until(self.stop):
+                    self.exit_code = EXIT_BROKEN
+                beating.cancel()
+                await self._drain()
+        await self._farewell()
+        return self.exit_code
+
+    # --- beginning ----------------------------------------------------------------------------------------------------
+
+    def _note_ourselves(self) -> bool:
+        """Write who we are; return whether the agent that stood there before is proven dead."""
+        path = self.paths.root / "state.json"
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = None
+        ourselves = {"name": self.name, "pid": os.getpid(), "birth": birth_of(os.getpid()), "instance": self.instance}
+        draft = path.with_suffix(".tmp")
+        draft.write_text(json.dumps(ourselves), encoding="utf-8")
+        draft.replace(path)
+        return before is not None and not is_alive(int(before["pid"]), str(before["birth"]))
+
+    async def _probe(self) -> MachineReport:
+        prober = Prober(self.environ, self.paths.root / "probes.json")
+        return await prober.report(list(self.catalogue.engines.values()), self.paths.root)
+
+    async def _settle_orphans(self) -> None:
+        """Kill, save and certify what the agent before us left; then forget old folders."""
+        orphans = await asyncio.to_thread(lambda: list(processes.find_orphans(self.paths.attempts)))
+        for orphan in orphans:
+            certificate = orphan.certificate
+            if certificate is not None:
+                await self._patiently("certify", lambda letter=certificate: self.api.certify(letter))  # type: ignore[misc]
+            orphan.close()
+        await asyncio.to_thread(processes.forget_old_attempts, self.paths.attempts)
+
+    async def _patiently(self, what: str, call: Callable[[], Any]) -> bool:
+        """Repeat a call until the API takes it; False when it is refused for good or we have to go."""
+        pause = PAUSE_S
+        while not self.stop.is_set():
+            try:
+                await call()
+            except GigafactoryError as error:
+                if not error.retryable and not isinstance(error, Conflict):
+                    log.warning("api.refused", what=what, code=error.code, error=error.message)
+                    return False
+                log.info("api.waiting", what=what, error=error.message)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.stop.wait(), pause)
+                pause = min(pause * 2, LONGEST_PAUSE_S)
+            else:
+                return True
+        return False
+
+    async def _connect(self) -> Client | None:
+        pause = PAUSE_S
+        while not self.stop.is_set():
+            try:
+                address = self.settings.temporal_address
+                return await connect(self.settings, address=address, identity=f"factory/{self.name}")
+            except RuntimeError as error:
+                log.info("temporal.waiting", address=self.settings.temporal_address, error=str(error))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.stop.wait(), pause)
+                pause = min(pause * 2, LONGEST_PAUSE_S)
+        return None
+
+    async def _register(self, machine: MachineReport) -> bool:
+        body = self._report(machine)
+        return await self._patiently("register", lambda: self.api.register(body))
+
+    def _report(self, machine: MachineReport) -> dict[str, Any]:
+        seats = self.settings.seats_per_factory
+        engines = self.catalogue.engines
+        stations = [
+            {
+                "engine": probe.engine,
+                "version": probe.version,
+                "seats": seats,
+                "usable": probe.usable,
+                "repair": probe.problem,
+                "supports_resume": engines[probe.engine].supports_resume,
+            }
+            for probe in machine.engines
+        ]
+        return {
+            "name": self.name,
+            "instance": self.instance,
+            "host": host_name(),
+            "pid": os.getpid(),
+            "version": VERSION,
+            "os": machine.os,
+            "arch": machine.arch,
+            "cores": machine.cores,
+            "mem_gb": machine.mem_gb,
+            "free_disk_gb": machine.free_disk_gb,
+            "seats": seats,
+            "capabilities": [f"factory:{self.name}", *machine.facts()],
+            "stations": stations,
+            "credentials": list(machine.credentials),
+            "tools": describe_tools(machine),
+            "replaces_dead_pid": self.replaces_dead,
+        }
+
+    # --- working ------------------------------------------------------------------------------------------------------
+
+    def _context(self, machine: MachineReport) -> FactoryContext:
+        def engine(name: str) -> Engine:
+            if name not in self.catalogue.engines:
+                raise NotFound(f"factory {self.name} has no engine {name!r}")
+            return self.catalogue.engines[name]
+
+        async def rescue(folder: Path) -> Rescue:
+            return await asyncio.to_thread(processes.rescue_run, folder)
+
+        return FactoryContext(
+            name=self.name,
+            settings=self.settings,
+            paths=self.paths,
+            environ=self.environ,
+            workspaces=self.workspaces,
+            supervisors=self.supervisors,
+            reports=self.spool,
+            engine=engine,
+            rescue=rescue,
+            redactor=Redactor(secret_values(self.environ)),
+            api=ApiAddress(self.api.url, str(self.settings.home / "factory-token")),
+            engine_versions={probe.engine: probe.version for probe in machine.engines},
+            draining=self.draining,
+        )
+
+    def _workers(self, client: Client, machine: MachineReport) -> list[Worker]:
+        """Return one worker for each queue: a slot is reserved before a poll, so queues never share slots."""
+        context = self._context(machine)
+        seats = self.settings.seats_per_factory
+        ship = ShipActivities(context)
+        workspace_steps: list[Callable[..., Any]] = [JudgeActivities(context).judge, ship.ship, ship.retract]
+        slots = seats + WORKSPACE_SLOTS_BEYOND_SEATS
+        run_engine = EngineActivities(context).run_engine
+        usable = [probe.engine for probe in machine.engines if probe.usable]
+        return [
+            self._worker(client, factory_queue(self.name), workspace_steps, slots),
+            *(self._worker(client, station_queue(self.name, engine), [run_engine], seats) for engine in usable),
+        ]
+
+    def _worker(self, client: Client, queue: str, steps: Sequence[Callable[..., Any]], slots: int) -> Worker:
+        grace_s = self.settings.drain_grace_s + self.settings.stop_grace_s + SEAL_S
+        return Worker(
+            client,
+            task_queue=queue,
+            activities=steps,
+            max_concurrent_activities=slots,
+            max_concurrent_activity_task_polls=1,
+            graceful_shutdown_timeout=timedelta(seconds=grace_s),
+        )
+
+    async def _beat(self, machine: MachineReport) -> None:
+        """Tell the API that we live, until told otherwise."""
+        while True:
+            await asyncio.sleep(self.settings.factory_beat_s)
+            body = {
+                "instance": self.instance,
+                "load": load_per_core(),
+                "free_disk_gb": free_disk_gb(self.paths.root),
+                "warm_repositories": self.workspaces.warm(),
+            }
+            try:
+                await self.api.beat(self.name, body)
+            except NotFound:
+                await self._register(machine)
+            except Conflict as error:
+                log.error("factory.replaced", error=error.message)  # noqa: TRY400 - expected, and it says enough
+                self.exit_code = EXIT_IN_USE
+                self.stop.set()
+            except GigafactoryError as error:
+                log.warning("factory.unheard", error=error.message)
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        """Take nothing more and let running attempts end with a checkpoint; the workers wait for them."""
+        log.info("factory.draining", name=self.name)
+        self.draining.set()
+        with suppress(GigafactoryError, TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self.api.drain(self.name, self.instance)
+
+    async def _farewell(self) -> None:
+        await self.spool.drain(LAST_WORDS_S)
+        with suppress(GigafactoryError, TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self.api.leave(self.name, self.instance)
+        self.supervisors.close()
+        await self.api.close()
+        log.info("factory.left", name=self.name)
+
+
+class _Running:
+    """Runs workers for as long as the block lasts, and shuts them down together."""
+
+    def __init__(self, workers: list[Worker]) -> None:
+        self._workers = workers
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(worker.run()) for worker in self._workers]
+        return self
+
+    async def until(self, stop: asyncio.Event) -> bool:
+        """Wait until `stop` is set; False when a worker ended before."""
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({stopping, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        for task in self._tasks:
+            if task.done() and task.exception():
+                log.error("worker.broken", error=str(task.exception()))
+        return stop.is_set()
+
+    async def __aexit__(self, *_error: object) -> None:
+        await asyncio.gather(*(worker.shutdown() for worker in self._workers))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def host_name() -> str:
+    """Return the name of this machine, as jobs are pinned to it."""
+    return socket.gethostname()
+
+
+def lock_identity(folder: Path) -> IO[str] | None:
+    """Take the lock that makes one agent the only one of its name on this machine; None when another has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+async def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a factory until SIGTERM or SIGINT; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="workers.factory_agent", description="Runs one factory.")
+    parser.add_argument("--name", help="name of the factory; a memorable one is made up when it is missing")
+    given = parser.parse_args(arguments)
+    settings = read_settings()
+    name = given.name or memorable_name(f"{host_name()} {settings.home}")
+    configure_logging(name)
+    lock = lock_identity(settings.home / "factories" / name)
+    if lock is None:
+        log.error(
+            "factory.in_use", name=name, hint="another agent of this name runs here; give this one another --name"
+        )
+        return EXIT_IN_USE
+    become_subreaper()
+    agent = Agent(name, settings, dict(os.environ))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, agent.stop.set)
+    with lock:
+        return await agent.run()
+
+
+if __name__ == "__main__":
+    code = asyncio.run(main())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # the SDK's runtime may abort a normal interpreter exit (sdk-python issue 300)
