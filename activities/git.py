@@ -226,6 +226,11 @@ def is_network_url(url: str) -> bool:
     return bool(colon) and "/" not in head and len(head) > 1
 
 
+def local_path(url: str) -> Path | None:
+    """Return the directory that a plain path names; None for every URL."""
+    return None if "://" in url or is_network_url(url) else Path(url)
+
+
 # --- mirrors and worktrees ----------------------------------------------------------------------------------------
 
 
@@ -238,10 +243,10 @@ async def init_mirror(mirror: Path, *, object_format: str = "sha1", borrow: Path
         (info / "alternates").write_text(f"{borrow}\n", encoding="utf-8")
 
 
-async def borrowable_objects(url: str) -> Path | None:
-    """Return the object directory of the repository at the local path `url`; None when it is shallow or partial."""
+async def borrowable_objects(path: Path) -> Path | None:
+    """Return the object directory of the repository at `path`; None when it is shallow or partial."""
     output = await run_git(
-        "rev-parse", "--path-format=absolute", "--git-path", "objects", "--git-path", "shallow", at=Path(url), user=True
+        "rev-parse", "--path-format=absolute", "--git-path", "objects", "--git-path", "shallow", at=path, user=True
     )
     objects, shallow = (Path(line) for line in output.text.splitlines())
     promised = any(objects.glob("pack/*.promisor"))
@@ -339,9 +344,8 @@ async def read_commit(repository: Path, commit: str) -> tuple[Identity, str]:
 
 async def read_identity(url: str) -> Identity:
     """Return the identity that commits to `url` carry: the repository's or the user's own, else Gigafactory's."""
-    at = None if is_network_url(url) else Path(url)
     output = await run_git(
-        "config", "-z", "--get-regexp", r"^user\.(name|email)$", at=at, user=True, accept=(0, 1, 128)
+        "config", "-z", "--get-regexp", r"^user\.(name|email)$", at=local_path(url), user=True, accept=(0, 1, 128)
     )
     found: dict[str, str] = {}
     for entry in output.stdout.decode(errors="replace").split("\0"):

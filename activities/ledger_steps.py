@@ -13,7 +13,6 @@ from typing import Any
 from temporalio import activity
 
 from activities.temporal_errors import raise_activity_error
-from core.attempt import BuildResult
 from core.errors import GigafactoryError
 from core.job_messages import (
     HoldRequest,
@@ -77,23 +76,20 @@ class LedgerSteps:
     @activity.defn
     async def reclaim(self, request: ReclaimRequest) -> ReclaimReply:
         """Mark an epoch lost, unless its result was accepted before: then return that result. Idempotent."""
-        lost = await self._ledger.mark_lost(request.job_id, request.epoch, request.reason, "", _now(), notify=False)
+        lost = await self._ledger.mark_lost(
+            request.job_id, request.epoch, request.reason, "", _now(), tell_workflow=False
+        )
         if lost:
             self._wake()
             return ReclaimReply()
         accepted = await self._ledger.accepted_result(request.job_id, request.epoch)
-        if accepted is None or accepted.result is None:
-            return ReclaimReply()
-        return ReclaimReply(accepted=BuildResult.model_validate(accepted.result))
+        return ReclaimReply(accepted=accepted)
 
     @activity.defn
     async def place_step(self, request: PlaceRequest) -> PlaceReply:
         """Name a living factory that can reach the job's candidate; reads only."""
-        host = (await self._ledger.job(request.job_id)).repository.get("host")
-        living = [row for row in await self._ledger.factories() if row.state in ("online", "draining")]
-        reachable = [row for row in living if host in (None, row.host)]
-        reachable.sort(key=lambda row: (row.name == request.avoid, row.state != "online", row.busy, row.name))
-        return PlaceReply(factory=reachable[0].name if reachable else "")
+        factory = await self._ledger.place_step(request.job_id, request.avoid, _now())
+        return PlaceReply(factory=factory or "")
 
 
 def _now() -> datetime:

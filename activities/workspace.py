@@ -66,7 +66,8 @@ class Workspaces:
 
     async def _make(self, path: Path, url: str, object_format: str) -> None:
         clear(path)
-        borrow = None if git.is_network_url(url) else await git.borrowable_objects(url)
+        local = git.local_path(url)
+        borrow = await git.borrowable_objects(local) if local else None
         await git.init_mirror(path, object_format=object_format, borrow=borrow)
         (path / "gigafactory-url").write_text(url, encoding="utf-8")
 

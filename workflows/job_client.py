@@ -133,7 +133,7 @@ class JobClient:
                 raise
             if row.name == "granted":
                 epoch = int(row.payload["epoch"])
-                await self._ledger.release_grant(row.job_id, epoch, "the job's workflow is gone", _now())
+                await self._ledger.grant_undeliverable(row.job_id, epoch, _now())
 
     async def act(self, job: JobView, action: str, *, sha: str = "", reason: str = "", by: str = "") -> ActReply:
         """Bring an operator's action to the job and return where the job is afterwards.

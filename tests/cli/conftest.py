@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -104,7 +105,14 @@ class Gf:
     def factory(self, engine: str) -> None:
         """Have a factory for an engine that only this test's jobs name."""
         name = f"factory-{uuid.uuid4().hex[:6]}"
-        body = {"name": name, "instance": "a1", "host": "box", "pid": 4711, "seats": 9, "capabilities": ["os:linux"]}
+        body = {
+            "name": name,
+            "instance": "a1",
+            "host": socket.gethostname(),
+            "pid": 4711,
+            "seats": 9,
+            "capabilities": ["os:linux"],
+        }
         body["stations"] = [{"engine": engine, "seats": 9, "version": "1.0"}]
         answer = self.api.call("POST", "/fleet/factories", token="factory-token", json=body)
         assert answer.status_code == 200, answer.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse
@@ -31,8 +32,9 @@ def events(text: str) -> Iterator[dict[str, Any]]:
 
 def words(text: str) -> list[str]:
     """Return the pieces of text in a stream of either protocol."""
-    deltas = [event.get("delta") for event in events(text)]
-    return [delta if isinstance(delta, str) else delta["text"] for delta in deltas if delta and "text" in str(delta)]
+    deltas = [event["delta"] for event in events(text) if "delta" in event]
+    pieces = [delta if isinstance(delta, str) else delta.get("text") for delta in deltas]
+    return [piece for piece in pieces if piece]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -81,10 +83,9 @@ def test_cut_answer_has_no_end(path: str) -> None:
     with ScriptedEndpoint([Answer("half", cut=True)]) as endpoint:
         connection, response = ask(endpoint, path)
         received = ""
-        with pytest.raises(ConnectionResetError):
+        with contextlib.suppress(ConnectionResetError):  # some systems show a reset as a plain end
             while line := response.readline().decode():
                 received += line
-            raise ConnectionResetError  # some systems show a reset as an end
         connection.close()
     assert "half" in received
     assert "message_stop" not in received
