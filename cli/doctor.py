@@ -59,9 +59,6 @@ EARLIEST_S: Final = 1_750_000_000
 FUTURE_WARN_S: Final = 60.0
 NETWORK_FILE_SYSTEMS: Final = ("nfs", "cifs", "smb", "fuse.sshfs", "afs", "9p", "ceph", "lustre")
 TIMEOUT_S: Final = 5.0
-LOGINS: Final = {"claude": "anthropic", "codex": "openai"}
-"""The coding agents that come with Gigafactory, and whose login each needs. Engines have a home of their own, so that
-only variables count, not the login of the user's own sessions."""
 
 
 @dataclass(frozen=True)
@@ -340,25 +337,17 @@ def check_stack(patient: Patient) -> Iterator[Finding]:
 
 def check_engines(patient: Patient) -> Iterator[Finding]:
     """Which engines there are and whether they have a login; which other tools are broken."""
-    from workers.probes import CREDENTIALS, probe_machine  # noqa: PLC0415 - needed here only
+    from workers import engine_check  # noqa: PLC0415 - needed here only
 
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            report = asyncio.run(probe_machine(patient.settings, os.environ, cache_file=Path(folder, "answers")))
-        except InvalidInput as error:
-            for problem in error.problems:
-                yield Finding("engines", "fail", f"{problem.path}: {problem.message}", "correct the description")
-            return
-    agents = [probe for probe in report.engines if probe.engine in LOGINS]
-    for probe in report.engines:
-        provider = LOGINS.get(probe.engine, "")
-        variables = CREDENTIALS.get(provider, ())
-        logged_in = not variables or provider in report.credentials
-        alone = not any(agent.usable for agent in agents)
-        yield judge_engine(probe.engine, probe.version, probe.problem, variables if not logged_in else (), alone=alone)
-    for tool in report.tools:
-        if not tool.usable:
-            yield Finding("tools", "warn", f"{tool.name} is installed but does not work", tool.repair)
+    place = nearest_existing(patient.home)
+    report = asyncio.run(engine_check.check_engines(patient.settings, os.environ, place))
+    for mistake in report.mistakes:
+        yield Finding("engines", "fail", f"{mistake.path}: {mistake.message}", "correct the description")
+    alone = not any(engine.agent and not engine.problem for engine in report.engines)
+    for engine in report.engines:
+        yield judge_engine(engine.name, engine.version, engine.problem, engine.missing, alone=alone)
+    for tool in report.broken_tools:
+        yield Finding("tools", "warn", f"{tool.name} is installed but does not work", tool.repair)
 
 
 def judge_engine(name: str, version: str, problem: str, missing: tuple[str, ...], *, alone: bool) -> Finding:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cli import acting, output, submitting
 from cli.client import ApiProblem, Client, ServerEvent, connect, job_path
-from cli.exit_codes import ExitCode
+from cli.exit_codes import ExitCode, of_status
 from cli.follow import COMMENT, follow
 from cli.home import home_dir
 from cli.live import LiveView
@@ -126,8 +126,7 @@ class Watcher:
         if diff:
             self._view.diff(diff, whole=False)
         if self._request.ship or (self._may_ask and self._ask(diff)):
-            self._ship(job["candidate_sha"])
-            return None
+            return self._ship(job["candidate_sha"], waiting)
         return self._leave(waiting)
 
     def _leave(self, waiting: dict[str, Any]) -> ExitCode:
@@ -147,13 +146,21 @@ class Watcher:
             else:
                 return answer in ("y", "yes")
 
-    def _ship(self, sha: str) -> None:
-        """Approve the candidate; a refusal (somebody else was faster) is shown, and the stream tells what comes."""
+    def _ship(self, sha: str, waiting: dict[str, Any]) -> ExitCode | None:
+        """Approve the candidate; returns the code to leave with when the answer did not get through.
+
+        A refusal (somebody else was faster) is shown, and the stream tells what becomes of the job.
+        """
         self._approved = sha
         try:
             acting.send(self._client, self._id, "ship", sha=sha)
         except ApiProblem as error:
             output.problem(error.document, as_json=False)
+            code = of_status(error.status)
+            if code != ExitCode.REFUSED:
+                self._leave(waiting)
+                return code
+        return None
 
     def _diff(self) -> str:
         try:

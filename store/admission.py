@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, insert, select, update
 
 from core.attempt import Grant
 from core.job import FailureKind, Stage
@@ -18,7 +18,7 @@ from core.router import Explanation, FleetSnapshot, PlannedGrant, ReadyJob
 from core.router_capacity import Claims
 from store.database import AnyRow, serialise
 from store.fleet_snapshot import read_locks
-from store.open_job import OpenJob, open_job
+from store.open_job import OpenJob, open_job, open_jobs
 from store.outbox import enqueue_signal
 from store.parents import parents_state
 from store.seats import end_lease, take_seat
@@ -55,47 +55,34 @@ def admit(
 ) -> Admitted:
     """Turn planned grants into grants, one savepoint each; `overtaken` jobs are counted when all of them hold."""
     serialise(connection, "admission")
-    still_ready = _lock_ready(connection, [plan.job_id for plan in planned])
-    ready = {job.job_id: job for job in snapshot.jobs if job.job_id in still_ready}
-    claims = Claims(FleetSnapshot(locks=read_locks(connection), now=now))
+    ready = {job.job_id: job for job in snapshot.jobs}
+    opened = _open_ready(connection, [plan.job_id for plan in planned], now)
+    claim = any(job.locks or job.allowed_scope for job in snapshot.jobs if job.job_id in opened)
+    claims = Claims(FleetSnapshot(locks=read_locks(connection) if claim else (), now=now))
     granted: list[Grant] = []
     for plan in planned:
-        job = ready.get(plan.job_id)
-        if job is None or claims.blocks(job):
+        job = opened.get(plan.job_id)
+        if job is None or claims.blocks(ready[job.id]):
             continue
         try:
             with connection.begin_nested():
-                granted.append(_admit_one(connection, plan, job, explanations[plan.job_id], terms=terms, now=now))
+                granted.append(_admit_one(job, plan, ready[job.id], explanations[job.id], terms))
         except _LostRace:
             continue
-        claims.take(job)
+        claims.take(ready[job.id])
     if len(granted) == len(planned):
         _note_overtaken(connection, overtaken)
     return Admitted(tuple(granted), skipped=len(planned) - len(granted))
 
 
-def _lock_ready(connection: Connection, job_ids: Sequence[str]) -> set[str]:
-    """Lock the jobs that are still ready and return their ids: whoever has a seat locked waits for no job."""
-    rows = connection.execute(
-        select(jobs.c.id)
-        .where(jobs.c.id.in_(job_ids), jobs.c.stage == "queued", jobs.c.held.is_(None))
-        .order_by(jobs.c.id)
-        .with_for_update(key_share=True)
-    )
-    return {row.id for row in rows}
+def _open_ready(connection: Connection, job_ids: Sequence[str], now: datetime) -> dict[str, OpenJob]:
+    """Lock the jobs that are still ready, all at first: so whoever has a seat locked waits for no job."""
+    still_ready = and_(jobs.c.id.in_(job_ids), jobs.c.stage == "queued", jobs.c.held.is_(None))
+    return {job.id: job for job in open_jobs(connection, still_ready, now)}
 
 
-def _admit_one(
-    connection: Connection,
-    plan: PlannedGrant,
-    ready: ReadyJob,
-    explanation: Explanation,
-    *,
-    terms: LeaseTerms,
-    now: datetime,
-) -> Grant:
-    job = open_job(connection, plan.job_id, now)
-    host = take_seat(connection, plan.factory, plan.engine)
+def _admit_one(job: OpenJob, plan: PlannedGrant, ready: ReadyJob, explanation: Explanation, terms: LeaseTerms) -> Grant:
+    host = take_seat(job.connection, plan.factory, plan.engine)
     if host is None:
         raise _LostRace
     grant = Grant(
@@ -107,7 +94,7 @@ def _admit_one(
         host=host,
         lease_ttl_s=terms.ttl_s,
         beat_s=terms.beat_s,
-        granted_at=now,
+        granted_at=job.now,
         reason=plan.reason,
         base_sha=job.row.base_sha,
         checkpoint_sha=job.row.checkpoint_sha,
@@ -130,9 +117,9 @@ def _write_lease(job: OpenJob, grant: Grant, explanation: Explanation) -> None:
     }
     decision = explanation.model_dump(mode="json", exclude_defaults=True)
     run = place | {"life": job.row.life, "host": grant.host, "decision": decision}
-    job.connection.execute(insert(runs).values(run))
+    job.connection.execute(insert(runs), run)
     lease = place | {"state": "living", "holds_seat": True, "grant_message": grant.model_dump(mode="json")}
-    job.connection.execute(insert(leases).values(lease))
+    job.connection.execute(insert(leases), lease)
 
 
 def _take_locks(job: OpenJob, ready: ReadyJob, epoch: int) -> None:

@@ -136,7 +136,7 @@ def add_artifact(connection: Connection, job_id: str, epoch: int, file: Artifact
     values = file.model_dump() | {"at": now}
     if known is None:
         key = {"product_id": job.product_id, "job_id": job_id, "epoch": epoch}
-        connection.execute(insert(artifacts).values(values | key))
+        connection.execute(insert(artifacts), values | key)
     else:
         connection.execute(update(artifacts).where(*this_file).values(values))
     told = {"path": file.path, "kind": file.kind, "size": file.size, "sha256": file.sha256}

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import TIMESTAMP, Dialect, String, Text
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
 
 def canonical_json(value: object) -> str:
@@ -36,6 +36,11 @@ def utc_text(moment: datetime) -> str:
     if moment.tzinfo is None:
         raise ValueError(f"{moment!r} has no time zone; the ledger takes aware times only")
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def as_utc(value: str | datetime) -> datetime:
+    """Return a time as a driver gives it, text or aware, as an aware time in UTC."""
+    return datetime.fromisoformat(value) if isinstance(value, str) else value.astimezone(UTC)
 
 
 class CleanText(TypeDecorator[str]):
@@ -70,9 +75,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - SQLAlchemy's signature
         """Return UTC."""
-        if value is None:
-            return None
-        return datetime.fromisoformat(value) if isinstance(value, str) else value.astimezone(UTC)
+        return None if value is None else as_utc(value)
 
 
 class Json(TypeDecorator[Any]):
@@ -88,3 +91,7 @@ class Json(TypeDecorator[Any]):
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002 - SQLAlchemy's signature
         """Return the document."""
         return None if value is None else json.loads(value)
+
+
+Unread = NullType()
+"""Leaves a column's value as the driver gives it: to compare thousands of rows without reading each."""

@@ -82,7 +82,7 @@ def _replace_stations(connection: Connection, offer: Registration) -> None:
             connection.execute(update(stations).where(this).values(_station_values(station)))
         else:
             key = {"factory": offer.name, "engine": engine, "product_id": offer.product_id}
-            connection.execute(insert(stations).values(key | _station_values(station)))
+            connection.execute(insert(stations), key | _station_values(station))
     gone = and_(stations.c.factory == offer.name, stations.c.engine.in_(known - offered.keys()))
     connection.execute(delete(stations).where(gone, stations.c.busy == 0))
     connection.execute(update(stations).where(gone).values(usable=False, seats=0))

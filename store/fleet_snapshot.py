@@ -6,13 +6,15 @@ of each and builds nothing anew that did not change.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, select
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, type_coerce
 
 from core.router import FactoryView, FleetSnapshot, LockView, ProductView, ReadyJob, StationView
+from store.column_types import Unread, as_utc
 from store.database import AnyRow
 from store.tables import factories, jobs, leases, locks, stations
 
@@ -21,12 +23,13 @@ CACHED_JOBS = 50_000
 _READY = and_(jobs.c.stage == "queued", jobs.c.held.is_(None))
 _CHANGING = (
     jobs.c.id,
-    jobs.c.queued_at,
+    type_coerce(jobs.c.queued_at, Unread).label("queued_at"),
+    type_coerce(jobs.c.excluded_factories, Unread).label("excluded_factories"),
     jobs.c.overtaken,
-    jobs.c.excluded_factories,
     jobs.c.last_factory,
     jobs.c.routing,
 )
+"""What may change about a waiting job; times and documents stay as the driver gives them until they did change."""
 _FREE_SEAT = exists().where(
     stations.c.usable,
     stations.c.busy < stations.c.seats,
@@ -72,17 +75,16 @@ class FleetReader:
         return tuple(self._ready_job(row) for row in rows)
 
     def _ready_job(self, row: AnyRow) -> ReadyJob:
-        changing = (row.queued_at, row.overtaken, tuple(row.excluded_factories), row.last_factory)
+        changing = tuple(row[1:5])
         known = self._parsed.get(row.id)
         if known is not None and known[0] == changing:
             return known[1]
-        queued_at, overtaken, excluded, last_factory = changing
         job = ReadyJob.model_validate_json(row.routing).model_copy(
             update={
-                "queued_at": queued_at,
-                "overtaken": overtaken,
-                "excluded_factories": excluded,
-                "last_factory": last_factory,
+                "queued_at": as_utc(row.queued_at),
+                "excluded_factories": tuple(json.loads(row.excluded_factories)),
+                "overtaken": row.overtaken,
+                "last_factory": row.last_factory,
             }
         )
         self._parsed[row.id] = changing, job

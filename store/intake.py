@@ -125,8 +125,8 @@ def _create(connection: Connection, submission: Submission, ids: Mapping[str, st
     waits = not _parents_done(connection, deps, spec.product_id)
     event = _submitted_event(submission, now)
     row = _job_row(submission, now) | {"held": "parents" if waits else None}
-    connection.execute(insert(jobs).values(row | {"event_seq": 1, "event_hash": event["hash"]}))
-    connection.execute(insert(events).values(event))
+    connection.execute(insert(jobs), row | {"event_seq": 1, "event_hash": event["hash"]})
+    connection.execute(insert(events), event)
     edge = {"child_id": submission.job_id, "product_id": spec.product_id}
     if deps:
         rows = [edge | {"parent_id": parent, "until": dep.until} for parent, dep in deps.items()]
@@ -227,14 +227,15 @@ def _submitted_event(submission: Submission, now: datetime) -> dict[str, Any]:
 def _keep_key(connection: Connection, submission: Submission, now: datetime) -> None:
     if submission.idempotency_key is not None:
         connection.execute(
-            insert(idempotency_keys).values(
-                product_id=submission.spec.product_id,
-                key=submission.idempotency_key,
-                job_id=submission.job_id,
-                sha256=digest(submission.canonical),
-                canonical=submission.canonical,
-                at=now,
-            )
+            insert(idempotency_keys),
+            {
+                "product_id": submission.spec.product_id,
+                "key": submission.idempotency_key,
+                "job_id": submission.job_id,
+                "sha256": digest(submission.canonical),
+                "canonical": submission.canonical,
+                "at": now,
+            },
         )
 
 

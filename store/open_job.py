@@ -10,7 +10,7 @@ import json
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from core.errors import NotFound
 from core.job import Stage
@@ -99,10 +99,16 @@ def open_job(connection: Connection, job_id: str, now: datetime) -> OpenJob:
         NotFound: there is no such job.
 
     """
-    row = connection.execute(select(*_NARROW).where(jobs.c.id == job_id).with_for_update(key_share=True)).one_or_none()
-    if row is None:
+    found = open_jobs(connection, jobs.c.id == job_id, now)
+    if not found:
         raise no_such_job(job_id)
-    return OpenJob(connection, row, now)
+    return found[0]
+
+
+def open_jobs(connection: Connection, which: ColumnElement[bool], now: datetime) -> tuple[OpenJob, ...]:
+    """Lock the rows of the jobs that fit, in the order of their ids, and return them."""
+    rows = connection.execute(select(*_NARROW).where(which).order_by(jobs.c.id).with_for_update(key_share=True))
+    return tuple(OpenJob(connection, row, now) for row in rows.all())
 
 
 def no_such_job(job_id: str) -> NotFound:

@@ -86,9 +86,9 @@ def _enqueue(
     now: datetime,
 ) -> None:
     connection.execute(
-        insert(outbox).values(
-            kind=kind, name=name, job_id=job_id, product_id=product_id, payload=payload, created_at=now, due_at=now
-        )
+        insert(outbox),
+        {"kind": kind, "name": name, "job_id": job_id, "product_id": product_id, "payload": payload}
+        | {"created_at": now, "due_at": now},
     )
 
 

@@ -37,7 +37,7 @@ def record(connection: Connection, job_id: str, seq: int, change: Record, now: d
     freed = _apply(job, change)
     job.save()
     key = {"job_id": job_id, "seq": seq, "product_id": job.product_id}
-    connection.execute(insert(records).values(key | {"sha256": sha256, "freed": freed, "at": now}))
+    connection.execute(insert(records), key | {"sha256": sha256, "freed": freed, "at": now})
     return RecordAck(applied=True, freed=freed)
 
 

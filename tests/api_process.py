@@ -23,6 +23,8 @@ from store import migrate
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 30.0
+USER = "token"
+"""Name of the file with the user's token."""
 NOWHERE = "127.0.0.1:1"
 """An address at which no Temporal server answers."""
 
@@ -58,7 +60,7 @@ class ApiProcess:
         """Return the token in a file of the home."""
         return (self.home / name).read_text().strip()
 
-    def call(self, method: str, path: str, *, token: str = "token", **options: Any) -> httpx.Response:
+    def call(self, method: str, path: str, *, token: str = USER, **options: Any) -> httpx.Response:
         """Make a request with one of the home's tokens."""
         headers = {"Authorization": f"Bearer {self.token(token)}"} | options.pop("headers", {})
         return httpx.request(method, self.url + path, headers=headers, timeout=PATIENCE_S, **options)

@@ -20,7 +20,6 @@ from typing import Any, Final
 
 import psutil
 
-from core.redactor import secret_values
 from engines.base import Engine, EngineProbe, read_probe
 
 PROBE_TIMEOUT_S: Final = 10.0
@@ -70,6 +69,15 @@ TOOLS: Final = (
     Tool("gpu", ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"), "reinstall the GPU's driver"),
 )
 
+CREDENTIALS: Final[Mapping[str, tuple[str, ...]]] = {
+    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"),
+    "openai": ("OPENAI_API_KEY", "CODEX_API_KEY"),
+    "github": ("GITHUB_TOKEN", "GH_TOKEN"),
+    "google": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+    "ssh-agent": ("SSH_AUTH_SOCK",),
+}
+"""Variables whose presence, and nothing else of them, is told."""
+
 
 @dataclass(frozen=True, slots=True)
 class ToolState:
@@ -93,25 +101,27 @@ class MachineReport:
     tools: tuple[ToolState, ...]
     engines: tuple[EngineProbe, ...]
     credentials: tuple[str, ...]
-    """Names of variables that hold one; never their values."""
+    """Providers that a credential is present for; never the credential."""
 
     def facts(self) -> tuple[str, ...]:
         """Return what the router compares with a job's capabilities."""
         system = [f"os:{self.os}", f"arch:{self.arch}", f"cores={self.cores}", f"mem_gb={self.mem_gb:g}"]
+        system.append(f"disk_gb={self.free_disk_gb:g}")
         usable = [tool for tool in self.tools if tool.usable]
         engines = [engine for engine in self.engines if engine.usable]
         versions = [f"{one.name}={one.version}" for one in usable if one.version]
         versions += [f"{one.engine}={one.version}" for one in engines if one.version]
         present = [f"has:{one.name}" for one in usable] + [f"has:{one.engine}" for one in engines]
         bare = ["gpu"] if any(tool.name == "gpu" for tool in usable) else []
-        return (*system, *versions, *present, *bare)
+        return (*system, *versions, *present, *bare, *(f"credential:{name}" for name in self.credentials))
 
 
 class Prober:
     """Asks programs for their versions; `cache` is where answers are kept."""
 
     def __init__(self, environ: Mapping[str, str], cache: Path) -> None:
-        self._environ = dict(environ)
+        self._environ = {"LC_ALL": "C"} | {name: environ[name] for name in ("PATH", "HOME") if name in environ}
+        self._credentials = tuple(name for name, keys in CREDENTIALS.items() if any(environ.get(key) for key in keys))
         self._cache_path = cache
         self._known = _read_cache(cache)
         self._used: dict[str, Any] = {}
@@ -127,12 +137,12 @@ class Prober:
         return MachineReport(
             os={"darwin": "macos"}.get(platform.system().lower(), platform.system().lower()),
             arch=platform.machine(),
-            cores=os.cpu_count() or 1,
+            cores=cores(),
             mem_gb=round(psutil.virtual_memory().total / GIB, 1),
             free_disk_gb=free_disk_gb(disk),
             tools=tuple(tool for tool in tools if tool is not None),
             engines=tuple(probes),
-            credentials=tuple(sorted(secret_values(self._environ))),
+            credentials=self._credentials,
         )
 
     async def tool(self, tool: Tool) -> ToolState | None:
@@ -156,8 +166,7 @@ class Prober:
             return None, ""
         key = f"{' '.join(command)}|{_fingerprint(program)}"
         if lasting and key in self._known:
-            self._used[key] = self._known[key]
-            code, output = self._known[key]
+            code, output = self._used[key] = self._known[key]
             return code, output
         async with self._slots:
             answer = await self._run(program, command[1:])
@@ -191,6 +200,11 @@ class Prober:
         return process.returncode, output.decode(errors="replace")[:OUTPUT_LIMIT]
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def free_disk_gb(path: Path) -> float:
     """Return the free space of the file system that `path` lies on."""
     return round(shutil.disk_usage(path).free / GIB, 1)
@@ -198,7 +212,7 @@ def free_disk_gb(path: Path) -> float:
 
 def load_per_core() -> float:
     """Return the load average of the last minute, per core."""
-    return round(psutil.getloadavg()[0] / (os.cpu_count() or 1), 2)
+    return round(psutil.getloadavg()[0] / cores(), 2)
 
 
 def describe_tools(report: MachineReport) -> list[dict[str, Any]]:

@@ -10,14 +10,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowHandle
 from temporalio.service import RPCError
 
-from cli.client import ConnectionLost, ServerEvent
 from cli.client import Client as StdlibClient
+from cli.client import ConnectionLost, ServerEvent
 from cli.home import Endpoint
 from core.attempt import workflow_id
 from tests.api_process import ApiProcess, free_port, running_api
@@ -116,6 +117,16 @@ def test_bad_settings_are_told_and_the_exit_code_says_so(tmp_path: Path) -> None
     assert {item["path"] for item in json.loads(done.stderr.splitlines()[-1])["errors"]} == {"lease_ttl", "beat_s"}
 
 
+async def described(handle: WorkflowHandle[Any, Any]) -> WorkflowExecutionDescription:
+    """Return a workflow's description as soon as there is one."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return await handle.describe()
+        except RPCError:
+            assert time.monotonic() < deadline
+
+
 async def test_submitted_job_gets_its_workflow(
     tmp_path: Path, temporal_server: TemporalServer, temporal_client: Client
 ) -> None:
@@ -123,14 +134,8 @@ async def test_submitted_job_gets_its_workflow(
     with running_api(tmp_path / "home", temporal_address=temporal_server.address) as api:
         job_id = api.submit(JOB)
         handle = temporal_client.get_workflow_handle(workflow_id("default", job_id))
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                description = await handle.describe()
-                break
-            except RPCError:
-                assert time.monotonic() < deadline, api.log
+        description = await described(handle)
         assert description.task_queue == "gf.control"
-        assert httpx.get(f"{api.url}/fleet/health").json()["status"] == "ok"
+        assert api.get("/fleet/health")["status"] == "ok"
         assert api.stop() == 0
         await handle.terminate()

@@ -146,8 +146,17 @@ def test_explain_shows_where_values_come_from(gf: Gf, nowhere: Nowhere) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("jobs",), ("job", "j-1"), ("logs", "j-1"), ("logs", "-f", "j-1"), ("events", "-f", "j-1"), ("why", "j-1")]
-    + [("factories",), ("ship", "j-1"), ("cancel", "j-1")],
+    [
+        ("jobs",),
+        ("job", "j-1"),
+        ("logs", "j-1"),
+        ("logs", "-f", "j-1"),
+        ("events", "-f", "j-1"),
+        ("why", "j-1"),
+        ("factories",),
+        ("ship", "j-1"),
+        ("cancel", "j-1"),
+    ],
     ids=" ".join,
 )
 def test_without_a_stack_commands_say_so_with_6(nowhere: Nowhere, arguments: tuple[str, ...]) -> None:

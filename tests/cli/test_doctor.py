@@ -230,8 +230,7 @@ def test_broken_engine_description_is_a_failure(look: Look, home: Path) -> None:
     """A YAML file that describes no engine is named with its mistakes."""
     (home / "engines").mkdir()
     (home / "engines" / "mine.yaml").write_text("nonsense: 1\n")
-    findings = look("engines")
-    assert findings
+    findings = [finding for finding in look("engines") if finding.name == "engines"]
     assert {finding.status for finding in findings} == {"fail"}
     assert "mine.yaml" in findings[0].seen
 

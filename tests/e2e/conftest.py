@@ -171,13 +171,25 @@ class Stack:
         except AssertionError:
             raise AssertionError(json.dumps([self.job(job_id), self.events(job_id)[-8:]], indent=1)) from None
 
+    def gate(self, job_id: str) -> dict[str, Any]:
+        """Wait until a human is asked about the job's candidate."""
+
+        def look() -> dict[str, Any] | None:
+            document = self.job(job_id)
+            return document if (document["waiting"] or {}).get("kind") == "human" else None
+
+        try:
+            return wait_for(f"the gate of {job_id}", look)
+        except AssertionError:
+            raise AssertionError(json.dumps([self.job(job_id), self.events(job_id)[-8:]], indent=1)) from None
+
     def act(self, job_id: str, action: str, **fields: Any) -> httpx.Response:
         """Send an operator's action."""
         return self.patiently("POST", f"/fleet/jobs/{job_id}/actions", json={"action": action, **fields})
 
     def ship(self, job_id: str) -> dict[str, Any]:
         """Ship the job's candidate and wait for its end."""
-        document = self.until(job_id, "testing", "review")
+        document = self.gate(job_id)
         response = self.act(job_id, "ship", sha=document["candidate_sha"])
         assert response.status_code == 200, response.text
         return self.until(job_id, "shipped")
@@ -225,7 +237,9 @@ def running_stack(home: Path, *, factories: int = 2, **settings: object) -> Iter
     )
     try:
         assert up.returncode == 0, f"{up.stdout}\n{up.stderr}"
-        yield Stack(home, env)
+        running = Stack(home, env)
+        with running.http:
+            yield running
     finally:
         subprocess.run([*command, "down"], env=env, capture_output=True, check=False, timeout=120)
 

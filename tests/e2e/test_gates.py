@@ -168,7 +168,8 @@ def test_phase_0_file_runs(stack: Stack, tmp_path: Path) -> None:
     git("commit", "-qm", "a", cwd=tree)
     (tree / "a.txt").write_text("dirty\n")
     job_id = stack.submit(f"---\nengine: shell\ncwd: {tree}\nyolo: true\n---\ncat a.txt > b.txt\n")
-    document = stack.until(job_id, "review")
+    document = stack.gate(job_id)
+    assert document["stage"] == "review"
     assert "a.txt" in " ".join(document["repository"]["notes"])
     stack.ship(job_id)
     assert (tree / "a.txt").read_text() == "dirty\n"
@@ -197,7 +198,7 @@ def test_directory_without_git_runs_in_place_and_says_so(stack: Stack, tmp_path:
     folder = tmp_path / "plain"
     folder.mkdir()
     job_id = stack.submit(job(None, "echo made > made.txt", f"cwd: {folder}", "verify: test -f made.txt"))
-    document = stack.until(job_id, "testing", "review")
+    document = stack.gate(job_id)
     assert (folder / "made.txt").read_text() == "made\n"
     assert "git" in " ".join(document["repository"]["notes"])
     assert document["stage"] == "testing"

@@ -98,7 +98,7 @@ def test_agent_and_supervisor_killed_in_mid_build(stack: Stack, remote: Remote, 
     document = building(stack, job_id, ledger)
     agent = stack.factory_pid(document["attempts"][-1]["factory"])
     old = stack.attempt_processes(job_id)
-    supervisors = [pid for pid in children_of(agent) if b"supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    supervisors = [pid for pid in descendants_of(agent) if b"supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert supervisors
     for pid in (agent, *supervisors):
         os.kill(pid, signal.SIGKILL)
@@ -107,17 +107,23 @@ def test_agent_and_supervisor_killed_in_mid_build(stack: Stack, remote: Remote, 
     assert_shipped_once(stack, remote, job_id)
 
 
-def children_of(pid: int) -> list[int]:
-    """Return the direct children of a process."""
-    found = []
+def descendants_of(pid: int) -> list[int]:
+    """Return everything below a process; supervisors are grandchildren of their agent."""
+    children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(entry.name))
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except (FileNotFoundError, ProcessLookupError):
             continue
+        children.setdefault(parent, []).append(int(entry.name))
+    found: list[int] = []
+    todo = [pid]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found += below
+        todo += below
     return found
 
 
@@ -166,7 +172,7 @@ def test_zombie_attempt_is_refused_on_every_write(stack: Stack, remote: Remote, 
     document = building(stack, job_id, ledger)
     first = document["attempts"][-1]["factory"]
     agent = stack.factory_pid(first)
-    frozen = [agent, *children_of(agent), *stack.attempt_processes(job_id)]
+    frozen = [agent, *descendants_of(agent), *stack.attempt_processes(job_id)]
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
     try:
