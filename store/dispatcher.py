@@ -57,18 +57,18 @@ class Dispatcher:
 
     async def _one_pass(self, now: datetime, limit: int | None) -> Admitted:
         snapshot = await self._database.read(self._fleet.read, now, only_if_grantable=True)
-        planned = plan(snapshot) if snapshot is not None else None
-        grants = planned.grants[:limit] if planned is not None else ()
-        if snapshot is None or planned is None or not grants:
+        if snapshot is None:
             return Admitted((), skipped=0)
-        explanations = {grant.job_id: planned.explain(grant.job_id) for grant in grants}
-        overtaken = overtaken_by(snapshot, grants)
+        planned = plan(snapshot)
+        grants = planned.grants[:limit]
+        if not grants:
+            return Admitted((), skipped=0)
         return await self._database.write(
             admission.admit,
             grants,
-            snapshot,
-            explanations=explanations,
-            overtaken=overtaken,
+            planned.snapshot,
+            explanations={grant.job_id: planned.explain(grant.job_id) for grant in grants},
+            overtaken=overtaken_by(planned.snapshot, grants),
             terms=self._terms,
             now=now,
         )

@@ -14,10 +14,12 @@ from tests.repositories import Checkout
 
 
 async def resolve(tmp_path: Path, **given: object) -> Repository:
+    """Resolve on the host `box`."""
     return await resolve_repository(home=tmp_path / "gf", host="box", **given)  # type: ignore[arg-type]
 
 
 async def refused(tmp_path: Path, **given: object) -> InvalidInput:
+    """Return the error that resolving ends with."""
     with pytest.raises(InvalidInput) as caught:
         await resolve(tmp_path, **given)
     return caught.value

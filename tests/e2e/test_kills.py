@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -174,7 +175,7 @@ def test_zombie_attempt_is_refused_on_every_write(stack: Stack, remote: Remote, 
     agent = stack.factory_pid(first)
     frozen = [agent, *descendants_of(agent), *stack.attempt_processes(job_id)]
     for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
+        send(pid, signal.SIGSTOP)
     try:
         document = wait_for(
             "a second epoch", lambda: (seen := stack.job(job_id))["attempts"][-1]["epoch"] == 2 and seen
@@ -184,16 +185,14 @@ def test_zombie_attempt_is_refused_on_every_write(stack: Stack, remote: Remote, 
         fence = remote.ref(f"refs/gigafactory/job/{job_id}")
     finally:
         for pid in frozen:
-            with_suppress_kill(pid)
+            send(pid, signal.SIGCONT)
     wait_for("the zombie's end", lambda: not stack.attempt_processes(job_id))
     assert remote.ref(f"refs/gigafactory/job/{job_id}") == fence
     document = assert_shipped_once(stack, remote, job_id)
     assert [attempt["outcome"] for attempt in document["attempts"]] == ["lease_lost", "succeeded"]
 
 
-def with_suppress_kill(pid: int) -> None:
-    """Let a process go on, if it is still there."""
-    try:
-        os.kill(pid, signal.SIGCONT)
-    except ProcessLookupError:
-        return
+def send(pid: int, number: signal.Signals) -> None:
+    """Signal a process, if it is still there: helpers of a checkpoint come and go."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from activities.fence import job_ref, opened, wip_ref
-from activities.git import add_worktree, init_mirror, worktree_admin, write_object
+from activities.git import add_worktree, fetch, init_mirror, worktree_admin, write_object
 from activities.supervision import ApiAddress, GitPlan, RunExit, RunSpec, SupervisedRun, Supervisors
 from tests.repositories import Checkout
 from tests.workers.api_stub import ApiStub
@@ -39,15 +41,12 @@ os.wait()
 def escaping(pid_file: Path) -> str:
     """Return a shell line that starts a daemon: own session, parent gone, empty environment."""
     body = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
-    return f"{sys.executable} -c {shell_quoted(DAEMON.format(body=body))}; while [ ! -s {pid_file} ]; do :; done"
-
-
-def shell_quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
+    return f"{sys.executable} -c {shlex.quote(DAEMON.format(body=body))}; while [ ! -s {pid_file} ]; do :; done"
 
 
 @pytest.fixture(params=["nursery", "single"])
 async def supervisors(request: pytest.FixtureRequest) -> AsyncIterator[Supervisors]:
+    """Start supervisors in both ways."""
     made = Supervisors(SCRIPT, nursery=request.param == "nursery")
     yield made
     made.close()
@@ -59,7 +58,7 @@ async def place(tmp_path: Path, remote: Checkout) -> GitPlan:
     base = remote.git("rev-parse", "main")
     mirror, work = tmp_path / "mirror.git", tmp_path / "run" / "work"
     await init_mirror(mirror)
-    subprocess.run(["git", "-C", mirror, "fetch", "-q", remote.path, "main"], check=True)
+    await fetch(mirror, str(remote.path), "main")
     await add_worktree(mirror, work, base)
     for sha, data in opened("j-1", 1):
         write_object(mirror, sha, data)
@@ -77,6 +76,7 @@ async def place(tmp_path: Path, remote: Checkout) -> GitPlan:
 
 
 def spec(tmp_path: Path, script: str, **more: object) -> RunSpec:
+    """Return what a supervisor is told to run a shell line in `run/`."""
     fields = {
         "job_id": "j-1",
         "epoch": 1,
@@ -93,6 +93,7 @@ def spec(tmp_path: Path, script: str, **more: object) -> RunSpec:
 
 
 async def ended(run: SupervisedRun) -> RunExit:
+    """Wait for the end of a run."""
     async with asyncio.timeout(20):
         return await run.ended
 
@@ -190,8 +191,8 @@ async def test_checkpoint_reaches_the_remote_and_leaves_the_index_alone(
 ) -> None:
     """While files change they are saved every so often, with an index of our own, ignored files left out."""
     script = (
-        "echo one > new.txt; echo x > .gitignore; echo y > x; git add new.txt; cp $(git rev-parse --git-dir)/index ../i1;"
-        " sleep 600"
+        "echo one > new.txt; echo x > .gitignore; echo y > x; git add new.txt; "
+        "cp $(git rev-parse --git-dir)/index ../i1; sleep 600"
     )
     run = await supervisors.launch(spec(tmp_path, script, git=place, checkpoint_s=0.3), ENV)
     async with asyncio.timeout(20):
@@ -274,8 +275,6 @@ async def test_agent_killed_supervisor_salvages_and_certifies(tmp_path: Path, pl
             api=ApiAddress(api.url, str(token)),
             certify=True,
         )
-        from dataclasses import asdict
-
         (tmp_path / "given.json").write_text(json.dumps(asdict(given)))
         agent = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-c", textwrap.dedent(FAKE_AGENT), tmp_path / "given.json", SCRIPT, ENV["PATH"],

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,20 @@ from workers.stack_stop import strays_of
 pytestmark = [pytest.mark.chaos, pytest.mark.serial]
 
 READY_LIMIT_S = 8.0
+JOB = """---
+engine: shell
+repo: {remote}
+profile: solo
+timeout: 5m
+---
+# Start what does not end by itself
+
+```sh
+sh -c 'sleep 987001' &
+setsid sh -c 'sleep 987002' &
+sleep 987003
+```
+"""
 FACTORIES = 2
 
 
@@ -48,6 +62,56 @@ def whole(tmp_path_factory: pytest.TempPathFactory, temporal_binary: Path) -> It
         assert processes_of(home) == []
 
 
+@pytest.mark.parametrize("how", ["down", "killed steward"])
+def test_stack_that_ends_in_mid_build_leaves_no_engine(tmp_path: Path, temporal_binary: Path, how: str) -> None:
+    """Agents, supervisors, engines and what these started are all gone; the job goes on when the stack is back."""
+    home, job = tmp_path / "home", tmp_path / "job.md"
+    job.write_text(JOB.format(remote=bare_remote(tmp_path)))
+    try:
+        gf(home, "up", "--detach")
+        job_id = gf(home, "submit", str(job))["jobs"][0]["id"]
+        await_attempt(home, job_id, 1)
+        if how == "down":
+            gf(home, "down")
+            assert processes_of(home) == []
+        else:
+            state_of(home).steward.signal(signal.SIGKILL)
+            eventually(lambda: processes_of(home) == [])
+        gf(home, "up", "--detach")
+        await_attempt(home, job_id, 2)
+    finally:
+        gf(home, "down")
+    assert processes_of(home) == []
+
+
+def bare_remote(folder: Path) -> Path:
+    """Make a bare repository with one commit on main."""
+    git = ["git", "-c", "user.name=Tess", "-c", "user.email=tess@example.org", "-c", "init.defaultBranch=main"]
+    for arguments in (["init", "-q", "seed"], ["-C", "seed", "commit", "-q", "--allow-empty", "-m", "seed"]):
+        subprocess.run([*git, *arguments], cwd=folder, check=True)
+    subprocess.run([*git, "clone", "-q", "--bare", "seed", "remote.git"], cwd=folder, check=True)
+    return folder / "remote.git"
+
+
+def await_attempt(home: Path, job_id: str, epoch: int) -> None:
+    """Wait until an attempt of the job, not older than `epoch`, has started its engine and what that starts."""
+
+    def runs() -> bool:
+        attempts = gf(home, "job", job_id)["attempts"]
+        fresh = bool(attempts) and attempts[-1]["epoch"] >= epoch
+        return fresh and all(any(f"sleep 98700{n}" in line for line in processes_of(home)) for n in (1, 2, 3))
+
+    eventually(runs)
+
+
+def eventually(condition: Callable[[], bool], within_s: float = 60.0) -> None:
+    """Look until the condition holds."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def processes_of(home: Path) -> list[str]:
     """Return the command line of every process that names the home anywhere: an independent judge."""
     found = []
@@ -55,7 +119,7 @@ def processes_of(home: Path) -> list[str]:
         try:
             command = (entry / "cmdline").read_bytes()
             if str(home).encode() in command + (entry / "environ").read_bytes():
-                found.append(command.decode(errors="replace"))
+                found.append(command.decode(errors="replace").replace("\0", " "))
         except OSError:
             continue
     return found
@@ -99,10 +163,7 @@ def test_killed_part_does_its_work_again(whole: tuple[Path, Any], kind: str) -> 
     home, said = whole
     before = next(part for part in state_of(home).parts if part.kind == kind)
     before.process.signal(signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while not is_mended(home, before.name, before.pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    eventually(lambda: is_mended(home, before.name, before.pid))
     again = gf(home, "up", "--detach")
     assert again["started"] is False
     assert again["urls"] == said["urls"]
