@@ -52,6 +52,8 @@ class JobSummary(Document):
     profile: str | None
     engine: str | None
     factory: str | None
+    candidate_sha: str | None
+    """The commit that a `ship` would have to name."""
     epoch: int
     waiting: Waiting | None
     tokens: int | None
@@ -230,6 +232,7 @@ def job_summary(job: JobView) -> JobSummary:
         profile=job.profile,
         engine=last.engine if last else job.engine,
         factory=last.factory if last else None,
+        candidate_sha=job.candidate_sha,
         epoch=job.epoch,
         waiting=waits_for(job),
         tokens=job.tokens,
@@ -263,10 +266,10 @@ def artifact_document(artifact: ArtifactView) -> ArtifactDocument:
 def explanation_document(explanation: JobExplanation, job: JobView) -> ExplanationDocument:
     """Return why a job is where it is, also as lines for people."""
     waiting = waits_for(job)
-    lines = [explanation.message] if explanation.message else []
-    if explanation.explanation is not None:
-        lines += explanation.explanation.render()
-    if waiting is not None:
+    lines = explanation.explanation.render() if explanation.explanation is not None else []
+    if explanation.message and explanation.message not in lines[:1]:
+        lines.insert(0, explanation.message)
+    if waiting is not None and waiting.kind != "capacity":
         lines.append(f"waits for {waiting.kind}: {waiting.message}")
         lines += [f"next: {waiting.command}"] if waiting.command else []
     return ExplanationDocument(**dict(explanation), waiting=waiting, lines=tuple(lines))

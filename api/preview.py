@@ -10,18 +10,21 @@ from core.router_explain import Explanation
 from core.router_snapshot import ReadyJob
 from store.ledger import Ledger
 
+NAMELESS = "this job"
+"""Stands for the id that the job does not have yet; no real id has a space."""
 
-async def preview(ledger: Ledger, job_id: str, spec: JobSpec, *, now: datetime) -> Explanation:
+
+async def preview(ledger: Ledger, spec: JobSpec, *, now: datetime) -> Explanation:
     """Return the router's answer for a job that does not exist, among the jobs that wait and run now."""
     snapshot = await ledger.snapshot(now)
-    planned = plan(snapshot.model_copy(update={"jobs": (*snapshot.jobs, _ready_job(job_id, spec, now))}))
-    return planned.explain(job_id)
+    planned = plan(snapshot.model_copy(update={"jobs": (*snapshot.jobs, _ready_job(spec, now))}))
+    return planned.explain(NAMELESS)
 
 
-def _ready_job(job_id: str, spec: JobSpec, now: datetime) -> ReadyJob:
+def _ready_job(spec: JobSpec, now: datetime) -> ReadyJob:
     in_place = spec.repository.kind == RepositoryKind.DIRECTORY
     return ReadyJob(
-        job_id=job_id,
+        job_id=NAMELESS,
         product_id=spec.product_id,
         priority=spec.priority,
         submitted_at=now,

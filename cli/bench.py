@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from cli import output
+from cli.exit_codes import ExitCode
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 FOLDER: Final = ROOT / "tests" / "bench"
@@ -22,8 +23,9 @@ def names() -> list[str]:
 def bench(name: str, arguments: list[str], *, as_json: bool) -> int:
     """Run the benchmark `name` and return its exit code; with `as_json` its one document goes to stdout."""
     if name not in names():
-        output.problem(f"no benchmark {name!r}; there are: {', '.join(names()) or 'none in this installation'}")
-        return 2
+        known = ", ".join(names()) or "none in this installation"
+        output.failure(f"there is no benchmark {name!r}", hint=f"there are: {known}", code="not_found", as_json=as_json)
+        return ExitCode.USAGE
     flags = ["--json"] if as_json else []
     command = [sys.executable, "-P", "-m", f"tests.bench.bench_{name}", *flags, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

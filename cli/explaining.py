@@ -14,7 +14,7 @@ from cli import output
 from cli.client import ApiProblem, NotRunning, connect
 from cli.exit_codes import ExitCode
 from cli.home import home_dir
-from cli.submitting import Unreadable, read_file
+from cli.submitting import read_file
 from core.errors import InvalidInput
 from core.resolution import Policy, Resolution, prepare
 from store.profile_files import BUILT_IN, load_profiles
@@ -22,13 +22,14 @@ from store.settings_source import read_settings
 
 
 def explain(file: str, *, as_json: bool) -> ExitCode:
-    """Show one job file's fields; exit code 2 when it is not valid."""
-    try:
-        job = read_file(file)
-        resolution = _prepare(job)
-    except (Unreadable, InvalidInput) as error:
-        _show_problem(error, as_json=as_json)
-        return ExitCode.USAGE
+    """Show one job file's fields.
+
+    Raises:
+        InvalidInput: the file cannot be read, or is not valid; with every mistake.
+
+    """
+    job = read_file(file)
+    resolution = _prepare(job)
     placed = _ask_stack(job)
     if as_json:
         output.document(_document(resolution, placed))
@@ -48,8 +49,8 @@ def check_files(files: Sequence[str], *, as_json: bool) -> bool:
     for file in files:
         try:
             _prepare(read_file(file))
-        except (Unreadable, InvalidInput) as error:
-            _show_problem(error, as_json=as_json and good)
+        except InvalidInput as error:
+            output.problem(error.as_problem(), as_json=as_json and good)
             good = False
     return good
 
@@ -115,10 +116,3 @@ def _shown(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_shown(item)}" for name, item in value.items())
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _show_problem(error: Unreadable | InvalidInput, *, as_json: bool) -> None:
-    if isinstance(error, InvalidInput):
-        output.problem(error.as_problem(), as_json=as_json)
-    else:
-        output.failure(str(error), code="unreadable", as_json=as_json)

@@ -59,15 +59,15 @@ def job_lines(job: dict[str, Any]) -> list[str]:
     """Return a job's document as lines."""
     repository = job["repository"]
     lines = [f"{job['id']}  {job['stage']}  {job['title']}"]
-    lines += [f"  {name:<11}{value}" for name, value in _facts(job, repository) if value]
-    lines += [f"  note       {note}" for note in repository.get("notes") or ()]
+    lines += [f"  {name:<12}{value}" for name, value in _facts(job, repository) if value]
+    lines += [f"  note        {note}" for note in repository.get("notes") or ()]
     if job["attempts"]:
         lines.append("  attempts")
         lines += [f"    {_attempt_line(attempt)}" for attempt in job["attempts"]]
     waiting = job.get("waiting")
     if waiting:
-        lines.append(f"  waits for  {words.waiting(job)}")
-        lines += [f"  next       {waiting['command']}"] if waiting["command"] else []
+        lines.append(f"  waits for   {words.waiting(job)}")
+        lines += [f"  next        {waiting['command']}"] if waiting["command"] else []
     return lines
 
 
@@ -84,11 +84,11 @@ def _facts(job: dict[str, Any], repository: dict[str, Any]) -> list[tuple[str, s
         ("verify", verdict.get("verify", "")),
         ("scope", f"{len(out_of_scope)} out: {', '.join(out_of_scope[:5])}" if out_of_scope else ""),
         ("commits", ", ".join(words.short(sha) for sha in job["commits"])),
-        ("shipped to", job["shipped_ref"]),
+        ("shipped to", job["shipped_ref"].removeprefix("refs/heads/")),
         ("approved by", job["approved_by"]),
         ("tokens", words.tokens(job["tokens"]) if job["attempts"] else ""),
         ("cost", words.cost(job["cost"]) if job["attempts"] else ""),
-        ("submitted", f"{job['submitted_at']} by {job['submitted_by']}"),
+        ("submitted", f"{job['submitted_at'][:19]}Z by {job['submitted_by']}"),
         ("temporal", job["links"].get("temporal", "")),
     ]
 

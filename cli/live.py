@@ -6,17 +6,19 @@ word for what it is; colour only repeats it.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from rich.console import Console
-from rich.syntax import Syntax
 from rich.text import Text
 
 from cli import words
-from cli.palette import style_of
+from cli.palette import diff_style_of, style_of
 
 LABEL_WIDTH = 9
 SHOWN_DIFF_LINES = 80
+SHOWN_RESULT_LINES = 6
+"""Lines that are shown of what a tool gave; the whole of it is in the logs."""
 
 LABELS = {
     "job.submitted": ("submitted", "cyan"),
@@ -28,16 +30,25 @@ LABELS = {
     "gate.scope": ("scope", "magenta"),
     "gate.verify": ("verify", "magenta"),
     "gate.ship": ("ship", "yellow"),
-    "attempt.step": ("agent", "blue"),
     "conditions.changed": ("waits", "yellow"),
     "write.refused": ("refused", "red"),
     "lease.lost": ("lost", "red"),
     "decision.refused": ("refused", "red"),
 }
-"""Type of event → its word and colour; other types show themselves."""
+"""Type of event → its word and colour; other types show the end of their name."""
+STEPS = {
+    "tool_call": ("agent", "blue"),
+    "text": ("agent", "blue"),
+    "result": ("agent", "blue"),
+    "notice": ("notice", "yellow"),
+    "limit": ("limit", "yellow"),
+}
+"""Kind of step of an engine → its word and colour; other kinds are not shown."""
 QUIET = frozenset({"attempt.started", "attempt.accepted", "attempt.checkpoint", "attempt.ended", "artifact.added"})
 """Events that matter to an auditor and not to who watches."""
 BAD_WORDS = ("failed", "out of scope")
+PLAIN_ENGINE = "shell"
+"""Its standard output is for people; that of other engines is a stream of JSON, which their steps tell in words."""
 
 
 class LiveView:
@@ -45,6 +56,8 @@ class LiveView:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._engine = ""
+        self._said = ""
 
     def heading(self, job: dict[str, Any]) -> None:
         """Introduce a job."""
@@ -53,25 +66,51 @@ class LiveView:
     def stage(self, event: dict[str, Any]) -> None:
         """Show a change of stage."""
         stage = str(event["data"].get("to") or event["message"])
-        self._line("stage", stage, style=style_of(stage) or "bold")
+        self._block("stage", stage, style=style_of(stage) or "bold", body=style_of(stage) or "bold")
 
     def event(self, event: dict[str, Any]) -> None:
         """Show an event, unless only auditors want it."""
-        kind = event["type"]
+        kind, data = event["type"], event["data"]
+        if kind == "attempt.step":
+            self._step(str(data.get("step", "")), event["message"])
+            return
         if kind in QUIET:
             return
+        if kind == "job.granted":
+            self._engine = str(data.get("engine", ""))
         label, style = LABELS.get(kind, (kind.rpartition(".")[2], "cyan"))
         if kind.startswith("gate."):
             style = "red" if any(word in event["message"] for word in BAD_WORDS) else "green"
-        self._line(label, event["message"] or kind, style=style)
-        for path in event["data"].get("out_of_scope") or ():
-            self._line("", f"outside allowed-scope: {path}", style="red")
+        self._block(label, event["message"] or kind, style=style, body=style if style == "red" else "")
+        for path in data.get("out_of_scope") or ():
+            self._block("", f"outside allowed-scope: {path}", style="red", body="red")
 
     def log(self, line: dict[str, Any]) -> None:
-        """Show a line that the attempt printed."""
+        """Show a line that the attempt printed, unless steps tell it in words."""
+        if line["stream"] == "stdout" and self._engine != PLAIN_ENGINE:
+            said = _said(line["text"])
+            if said is not None:
+                self._step("text", said)
+                return
         label = "" if line["stream"] in ("stdout", "stderr") else line["stream"]
         style = "red" if line["stream"] == "stderr" else "dim"
-        self._line(label, line["text"], style=style, bar="│")
+        self._block(label, line["text"], style=style, body=style, bar="│")
+
+    def _step(self, kind: str, message: str) -> None:
+        if not message.strip() or (kind == "result" and message == self._said):
+            return
+        self._said = message if kind == "text" else self._said
+        if kind == "tool_result":
+            self._result(message)
+        elif kind in STEPS:
+            label, style = STEPS[kind]
+            self._block(label, message, style=style)
+
+    def _result(self, message: str) -> None:
+        lines = message.strip().splitlines()
+        hidden = len(lines) - SHOWN_RESULT_LINES
+        shown = lines[:SHOWN_RESULT_LINES] + ([f"… {words.plural(hidden, 'more line')}"] if hidden > 0 else [])
+        self._block("", "\n".join(shown), style="dim", body="dim", bar="│")
 
     def diff(self, text: str, *, whole: bool) -> None:
         """Show a unified diff, its beginning or the whole."""
@@ -80,36 +119,46 @@ class LiveView:
         added = sum(1 for line in lines if line.startswith("+") and not line.startswith("+++"))
         removed = sum(1 for line in lines if line.startswith("-") and not line.startswith("---"))
         files = sum(1 for line in lines if line.startswith("diff --git "))
-        self._line("diff", f"{words.plural(files, 'file')}, +{added} −{removed}", style="magenta")
-        body = "\n".join(shown)
-        self._console.print(Syntax(body, "diff", background_color="default", word_wrap=True, padding=(0, 2)))
+        self._block("diff", f"{words.plural(files, 'file')}, +{added} −{removed}", style="magenta")
+        for line in shown:
+            self._console.print(Text(f"  {line}", style=diff_style_of(line)))
         if len(shown) < len(lines):
-            self._line("", f"… {len(lines) - len(shown)} more lines; answer d to see all", style="dim")
+            self._block("", f"… {words.plural(len(lines) - len(shown), 'more line')}", style="dim", body="dim")
 
     def note(self, text: str) -> None:
         """Say something about the job that is no event."""
-        self._line("note", text, style="yellow")
+        self._block("note", text, style="yellow")
 
     def waits(self, lines: list[str]) -> None:
         """Show why the job does not run yet."""
-        for index, text in enumerate(lines):
-            self._line("" if index else "waits", text, style="yellow")
+        self._block("waits", "\n".join(lines), style="yellow")
 
     def ending(self, job: dict[str, Any]) -> None:
         """Show what became of a job."""
         stage = job["stage"]
         facts = [words.between(job["submitted_at"], job["ended_at"])]
         facts += [f"commit {words.short(sha)}" for sha in job["commits"][:1]]
-        facts += [f"to {job['shipped_ref']}"] if job["shipped_ref"] else []
-        facts += [f"{words.tokens(job['tokens'])} tokens"] if job["tokens"] is not None else []
-        facts += [words.cost(job["cost"])] if job["cost"]["usd"] is not None else []
+        facts += [f"on {job['shipped_ref'].removeprefix('refs/heads/')}"] if job["shipped_ref"] else []
+        facts += [f"{words.tokens(job['tokens'])} tokens"] if job["tokens"] else []
+        facts += [words.cost(job["cost"])] if float(job["cost"]["usd"] or 0) else []
         self._console.print(Text.assemble((job["id"], "bold"), "  ", (stage, style_of(stage)), "  ", " · ".join(facts)))
 
-    def _line(self, label: str, text: str, *, style: str, bar: str = " ") -> None:
-        self._console.print(
-            Text.assemble("  ", (f"{label:<{LABEL_WIDTH}}", style), f"{bar} ", (text, _body(style, bar)))
-        )
+    def _block(self, label: str, text: str, *, style: str, body: str = "", bar: str = " ") -> None:
+        """Write lines behind a label, which stands before the first."""
+        for index, line in enumerate(text.strip("\n").splitlines() or [""]):
+            head = label if index == 0 else ""
+            self._console.print(Text.assemble("  ", (f"{head:<{LABEL_WIDTH}}", style), f"{bar} ", (line, body)))
 
 
-def _body(style: str, bar: str) -> str:
-    return style if bar.strip() or style == "red" else ""
+def _said(line: str) -> str | None:
+    """Return what an engine says in a line of its JSON stream; None when the line is none.
+
+    Most lines are told by steps and say nothing here; a replayed recording has its words only in the stream.
+    """
+    if not line.startswith("{"):
+        return None
+    try:
+        item = json.loads(line)
+    except ValueError:
+        return None
+    return str(item.get("text", "")) if item.get("type") == "say" else ""

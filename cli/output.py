@@ -84,12 +84,16 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def diff(text: str) -> None:
     """Write a unified diff on stdout, in colours on a terminal."""
-    if sys.stdout.isatty():
-        from rich.syntax import Syntax  # noqa: PLC0415 - only where there is a terminal to draw on
-
-        console().print(Syntax(text, "diff", background_color="default", word_wrap=True))
-    else:
+    if not sys.stdout.isatty():
         sys.stdout.write(text)
+        return
+    from rich.text import Text  # noqa: PLC0415 - only where there is a terminal to draw on
+
+    from cli.palette import diff_style_of  # noqa: PLC0415
+
+    terminal = console()
+    for row in text.splitlines():
+        terminal.print(Text(row, style=diff_style_of(row)))
 
 
 def _rich_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -108,7 +112,8 @@ def _rich_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def _field_problem(item: Mapping[str, Any]) -> str:
     where = f"line {item['line']}, " if item.get("line") else ""
-    text = f"{where}{item.get('path', '')}: {item.get('message', '')}"
+    value = f" `{item['value']}`" if item.get("value") not in (None, "") else ""
+    text = f"{where}{item.get('path', '')}:{value} {item.get('message', '')}"
     if item.get("expected"):
         text += f" (expected {item['expected']})"
     if item.get("suggestion"):

@@ -22,3 +22,12 @@ STYLES = {
 def style_of(word: str) -> str:
     """Return the Rich style of a word, empty for plain."""
     return STYLES.get(word.partition(" ")[0], "")
+
+
+def diff_style_of(line: str) -> str:
+    """Return the Rich style of a line of a unified diff; colours that can be read on dark and on light."""
+    if line.startswith(
+        ("diff --git ", "index ", "--- ", "+++ ", "new file ", "deleted file ", "rename ", "similarity ")
+    ):
+        return "bold"
+    return {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")

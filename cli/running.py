@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cli import acting, output, submitting
-from cli.client import ApiProblem, Client, ServerEvent, connect, job_path
+from cli.client import ApiProblem, Client, NotRunning, ServerEvent, connect, job_path
 from cli.exit_codes import ExitCode, of_status
 from cli.follow import COMMENT, follow
 from cli.home import home_dir
@@ -35,10 +35,11 @@ def run(request: RunRequest, *, as_json: bool) -> ExitCode:
 
     As JSON, one file gives the job's document, several give `{"jobs": […]}`.
     """
-    from cli.explaining import check_files  # noqa: PLC0415 - the pure core takes a while to import
+    if not _stack_answers():
+        from cli.explaining import check_files  # noqa: PLC0415 - the pure core takes a while to import
 
-    if not check_files(request.files, as_json=as_json):
-        return ExitCode.USAGE
+        if not check_files(request.files, as_json=as_json):
+            return ExitCode.USAGE
     _ensure_stack()
     client = connect()
     jobs = submitting.send(
@@ -171,6 +172,15 @@ class Watcher:
     def _job(self) -> dict[str, Any]:
         job: dict[str, Any] = self._client.get(job_path(self._id))
         return job
+
+
+def _stack_answers() -> bool:
+    """Return whether there is an API, which then knows best what is wrong with a file."""
+    try:
+        connect().get("/fleet/health")
+    except (NotRunning, ApiProblem):
+        return False
+    return True
 
 
 def _ensure_stack() -> None:

@@ -11,6 +11,8 @@ from cli.exit_codes import ExitCode
 from cli.follow import follow as follow_stream
 
 PAGE = 1000
+MESSAGE_WIDTH = 200
+"""Longer messages are cut in lines for people; `--json` has the whole."""
 
 
 def logs(job_id: str, *, follow: bool, epoch: int | None, as_json: bool) -> ExitCode:
@@ -80,4 +82,5 @@ def _log_text(line: dict[str, Any]) -> str:
 
 def _event_text(event: dict[str, Any]) -> str:
     epoch = f"{event['epoch']}" if event["epoch"] else " "
-    return f"{words.clock(event['at'])}  {event['seq']:>4}  {epoch} {event['type']:<18} {event['message']}"
+    message = words.clipped(event["message"], MESSAGE_WIDTH)
+    return f"{words.clock(event['at'])}  {event['seq']:>4}  {epoch} {event['type']:<18} {message}"

@@ -10,12 +10,15 @@ from typing import Any
 from cli import output
 from cli.client import Client, connect
 from cli.exit_codes import ExitCode
+from core.errors import InvalidInput
 
 STANDARD_INPUT = "-"
 
 
-class Unreadable(Exception):
+class Unreadable(InvalidInput):
     """A job file cannot be read."""
+
+    code = "unreadable"
 
 
 def read_file(name: str) -> dict[str, Any]:
@@ -57,11 +60,7 @@ def show_notices(jobs: Sequence[dict[str, Any]]) -> None:
 
 def submit(files: Sequence[str], *, include_dirty: bool, idempotency_key: str | None, as_json: bool) -> ExitCode:
     """Submit files and show the ids."""
-    try:
-        jobs = send(connect(), files, include_dirty=include_dirty, idempotency_key=idempotency_key)
-    except Unreadable as error:
-        output.failure(str(error), code="unreadable", as_json=as_json)
-        return ExitCode.USAGE
+    jobs = send(connect(), files, include_dirty=include_dirty, idempotency_key=idempotency_key)
     show_notices(jobs)
     if as_json:
         output.document({"jobs": jobs})

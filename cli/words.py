@@ -49,7 +49,9 @@ def cost(document: Mapping[str, Any] | None) -> str:
         return UNKNOWN
     bound = "" if document.get("complete", True) else "at least "
     source = document.get("source", "")
-    return f"{bound}${float(document['usd']):.4f}" + (f" ({source})" if source not in ("reported", "") else "")
+    usd = float(document["usd"])
+    digits = 2 if usd == 0 or usd >= 1 else 4
+    return f"{bound}${usd:.{digits}f}" + (f" ({source})" if source not in ("reported", "") else "")
 
 
 def short(sha: str | None) -> str:

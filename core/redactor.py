@@ -52,7 +52,7 @@ SHAPES: Final = (
     _shape("npm-token", "npm_", r"npm_[A-Za-z0-9]{36}"),
     _shape("payment-key", "k_live_", r"[rs]k_live_[A-Za-z0-9]{16,200}"),
     _shape("jwt", "eyJ", r"eyJ[A-Za-z0-9_-]{8,1000}\.eyJ[A-Za-z0-9_-]{8,2000}\.[A-Za-z0-9_-]{8,1000}", pushed=False),
-    _shape("password", "://", r"(?<=://)[^/\s:@]{0,100}:[^/\s@]{3,200}(?=@)", pushed=False),
+    _shape("password", "://", r"(?<=://)[^/\s:@\"'<>]{0,100}:[^/\s@\"'<>]{3,200}(?=@)", pushed=False),
 )
 PUSHED_SHAPES: Final = tuple(shape for shape in SHAPES if shape.pushed)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainSerializer
 
 from core.attempt import Grant, Usage
 from core.job import Condition, JobSpec, Message, Priority, Stage
 from core.router_explain import Explanation
+from store.column_types import utc_text
 from store.messages import FactoryState
 
 LeaseState = Literal["living", "accepted", "lost", "ended"]
@@ -123,12 +124,16 @@ class JobDocuments(Message):
     documents: dict[str, Any]
 
 
+HashedTime = Annotated[datetime, PlainSerializer(utc_text, when_used="json")]
+"""A time that JSON shows exactly as it was hashed."""
+
+
 class EventView(Message):
-    """One line of a job's event log."""
+    """One line of a job's event log; as JSON it holds what its hash is made of."""
 
     job_id: str
     seq: int
-    at: datetime
+    at: HashedTime
     type: str
     epoch: int = 0
     message: str = ""

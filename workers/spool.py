@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import structlog
 
@@ -58,7 +59,7 @@ class SpoolFile:
         acknowledged = _read_json(self._ack_path)
         self._offset = int(acknowledged.get("offset", 0))
         self._numbers: Counter[str] = Counter(acknowledged.get("numbers", {}))
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
         if self.path.exists():
             _cut_torn_line(self.path)
             for entry in _entries(self.path.read_bytes()[self._offset :]):
@@ -71,18 +72,16 @@ class SpoolFile:
             self._numbers[stream] += 1
             entry |= {"stream": stream, "seq": self._numbers[stream]}
         if self._file is None:
-            self._file = self.path.open("ab")
+            self._file = self.path.open("ab", buffering=0)  # what was said survives our own death
         self._file.write(json.dumps(entry).encode() + b"\n")
 
     @property
     def pending(self) -> bool:
         """Return whether there is anything that was not acknowledged."""
-        self._flush()
         return self.path.exists() and self.path.stat().st_size > self._offset
 
     def next_batch(self) -> Batch:
         """Return the next entries that the API does not have."""
-        self._flush()
         if not self.path.exists():
             return Batch([], self._offset, complete=True)
         with self.path.open("rb") as file:
@@ -95,7 +94,6 @@ class SpoolFile:
 
     def acknowledge(self, batch: Batch) -> None:
         """Note that the API has a batch; a file that it has all of starts anew."""
-        self._flush()
         if batch.end == self._offset:
             return
         self._offset = batch.end
@@ -128,10 +126,6 @@ class SpoolFile:
         draft = self._ack_path.with_suffix(".tmp")
         draft.write_text(json.dumps({"offset": self._offset, "numbers": self._numbers}), encoding="utf-8")
         draft.replace(self._ack_path)
-
-    def _flush(self) -> None:
-        if self._file is not None:
-            self._file.flush()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

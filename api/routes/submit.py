@@ -93,7 +93,7 @@ async def _answer(parts: Backend, taken: Taken) -> SubmittedJob:
 async def explain(parts: Parts, job: JobInput) -> Explained:
     """Say what would become of a job: every field and where it comes from, repository, routing. Starts nothing."""
     draft = (await intake.prepare(parts, [job]))[0]
-    routing = await preview(parts.ledger, draft.job_id, draft.spec, now=utc_now())
+    routing = await preview(parts.ledger, draft.spec, now=utc_now())
     return Explained(
         title=draft.resolution.title,
         fields=draft.resolution.provenance,

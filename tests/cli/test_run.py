@@ -49,7 +49,7 @@ def test_shipped_job_is_0_and_its_way_is_told(gf: Gf) -> None:
     """Routing, steps, output, gates and end are on stdout in order; the stack's staying up is said."""
     process, job_id = started(gf)
     at = "2026-01-02T03:04:05+00:00"
-    step = {"at": at, "type": "tool", "message": "writes hi.txt", "data": {}}
+    step = {"at": at, "type": "tool_call", "message": "writes hi.txt", "data": {}}
     gf.report(job_id, started={"at": at, "pid": 1}, events={"first_seq": 1, "events": [step]})
     gf.print_lines(job_id, "made it")
     record = Record(

@@ -56,12 +56,17 @@ class Fleet:
         )
 
     async def factory(
-        self, name: str = "f1", *, stations: Mapping[str, int] | None = None, seats: int = 3, **values: Any
+        self,
+        name: str = "f1",
+        *,
+        stations: Mapping[str, int] | None = None,
+        seats: int = 3,
+        unusable: tuple[str, ...] = (),
+        **values: Any,
     ) -> FactoryRow:
         """Register a factory; `stations` maps engines to seats."""
-        offers = tuple(
-            StationOffer(engine=e, seats=n) for e, n in (stations if stations is not None else {"shell": 3}).items()
-        )
+        offered = {"shell": 3} if stations is None else stations
+        offers = tuple(StationOffer(engine=e, seats=n, usable=e not in unusable) for e, n in offered.items())
         registration = Registration.model_validate(
             {
                 "name": name,

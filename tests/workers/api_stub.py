@@ -16,6 +16,7 @@ class ApiStub:
     def __init__(self) -> None:
         self.requests: SimpleQueue[tuple[str, str, dict[str, Any]]] = SimpleQueue()
         self.status = 200
+        self.code = "stale_epoch"
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -23,7 +24,11 @@ class ApiStub:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
-                answer = b'{"accepted": true}' if stub.status < 400 else b'{"code": "stale_epoch", "detail": "stale"}'
+                answer = (
+                    b'{"accepted": true}'
+                    if stub.status < 400
+                    else json.dumps({"code": stub.code, "detail": "no"}).encode()
+                )
                 self.send_response(stub.status)
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()

@@ -1,0 +1,127 @@
+"""The ground that ours and bare Temporal are measured on: one stack in a home of its own, one Temporal server.
+
+Does I/O: starts a stack and processes, makes repositories, all under a temporary folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Field:
+    """A running stack, seen from a client."""
+
+    folder: Path
+    home: Path
+    api: str
+    token: str
+    temporal: str
+
+    def gf(self, *arguments: str) -> str:
+        """Run our command line in this stack's home and return what it printed."""
+        return _gf(self.home, {}, *arguments)
+
+    def http(self) -> httpx.AsyncClient:
+        """Return a client of the API."""
+        return httpx.AsyncClient(
+            base_url=self.api,
+            headers={"Authorization": f"Bearer {self.token}"},
+            timeout=60,
+            limits=httpx.Limits(max_connections=8),
+        )
+
+    async def client(self) -> Client:
+        """Return a client of the stack's Temporal server."""
+        return await Client.connect(self.temporal, data_converter=pydantic_data_converter)
+
+    def memory_mb(self) -> dict[str, float]:
+        """Return the resident memory of each part, MiB."""
+        status = json.loads(self.gf("status", "--json"))
+        return {part["name"]: part.get("rss_mb", 0) for part in status["parts"]}
+
+
+def _gf(home: Path, settings: dict[str, str], *arguments: str) -> str:
+    environment = {**os.environ, **settings, "GIGAFACTORY_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", "-m", "cli", *arguments]
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+@contextmanager
+def field(*, seats: int) -> Iterator[Field]:
+    """Run a stack with one factory of `seats` seats until the block ends."""
+    with tempfile.TemporaryDirectory(prefix="gf-bench-") as name:
+        folder = Path(name)
+        home = folder / "home"
+        home.mkdir()
+        _gf(home, {"GIGAFACTORY_SEATS_PER_FACTORY": str(seats)}, "up", "--detach", "--factories", "1")
+        try:
+            state = json.loads((home / "run" / "stack.json").read_text())
+            token = (home / "token").read_text().strip()
+            yield Field(folder, home, state["urls"]["api"], token, state["urls"]["temporal"])
+        finally:
+            _gf(home, {}, "down")
+
+
+@asynccontextmanager
+async def bare_workers(address: str, seats: int) -> AsyncIterator[None]:
+    """Run the two bare processes until the block ends."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", "-m", "tests.bench.bare"]
+    processes = [
+        await asyncio.create_subprocess_exec(
+            *command, role, address, str(seats), env=environment, stdin=subprocess.DEVNULL
+        )
+        for role in ("control", "factory")
+    ]
+    try:
+        await asyncio.sleep(3)  # both import and poll; what is measured begins after a first job in any case
+        yield
+    finally:
+        for process in processes:
+            process.terminate()
+            await process.wait()
+
+
+def make_remote(folder: Path) -> tuple[Path, str]:
+    """Make a bare repository with one small commit; return its path and that commit."""
+    tree, remote = folder / "seed", folder / "remote.git"
+    tree.mkdir(parents=True)
+    who = ["-c", "user.name=bench", "-c", "user.email=bench@example.org", "-c", "init.defaultBranch=main"]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *who, *arguments], cwd=tree, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    git("init", "-q")
+    (tree / "README.md").write_text("# bench\n")
+    git("add", "-A")
+    git("commit", "-qm", "seed")
+    git("clone", "-q", "--bare", str(tree), str(remote))
+    return remote, git("rev-parse", "HEAD")
+
+
+def document_of(response: httpx.Response) -> Any:
+    """Return an answer's JSON; raises with the body when it is an error."""
+    if response.status_code >= 400:
+        raise RuntimeError(response.text)
+    return response.json()
