@@ -24,7 +24,7 @@ from api.shelf import ProfileShelf
 from api.tokens import ensure_tokens
 from core.errors import GigafactoryError
 from core.settings import Settings
-from store import open_ledger
+from store import event_loop, open_ledger
 from store.logging_setup import configure_logging
 from store.settings_source import read_settings
 
@@ -107,7 +107,7 @@ def main() -> int:
     """Run the process; returns its exit code."""
     configure_logging("api")
     try:
-        return asyncio.run(serve(read_settings()))
+        return event_loop.run(serve(read_settings()))
     except GigafactoryError as error:
         log.error("api.cannot_start", **error.as_problem())  # noqa: TRY400 - expected: no traceback
         return COULD_NOT_START

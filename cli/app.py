@@ -315,9 +315,9 @@ def bench(
     as_json: Json = False,
 ) -> int:
     """Measure Gigafactory on this machine."""
-    from cli import bench as benches  # noqa: PLC0415
+    from cli.bench import bench as run_bench  # noqa: PLC0415
 
-    return benches.bench(name, list(context.args), as_json=as_json)
+    return run_bench(name, list(context.args), as_json=as_json)
 
 
 @app.command(context_settings=PASS_THROUGH | {"help_option_names": []})

@@ -43,7 +43,8 @@ STEPS = {
     "notice": ("notice", "yellow"),
     "limit": ("limit", "yellow"),
 }
-"""Kind of step of an engine → its word and colour; other kinds are not shown."""
+"""Kind of step of an engine → its word and colour; other kinds show themselves."""
+QUIET_STEPS = frozenset({"session", "usage"})
 QUIET = frozenset({"attempt.started", "attempt.accepted", "attempt.checkpoint", "attempt.ended", "artifact.added"})
 """Events that matter to an auditor and not to who watches."""
 BAD_WORDS = ("failed", "out of scope")
@@ -102,8 +103,8 @@ class LiveView:
         self._said = message if kind == "text" else self._said
         if kind == "tool_result":
             self._result(message)
-        elif kind in STEPS:
-            label, style = STEPS[kind]
+        elif kind not in QUIET_STEPS:
+            label, style = STEPS.get(kind, (kind, "cyan"))
             self._block(label, message, style=style)
 
     def _result(self, message: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from cli import acting, output, submitting
 from cli.client import ApiProblem, Client, NotRunning, ServerEvent, connect, job_path
@@ -47,6 +48,7 @@ def run(request: RunRequest, *, as_json: bool) -> ExitCode:
     )
     submitting.show_notices(jobs)
     codes: list[ExitCode] = []
+    signal.signal(signal.SIGINT, _interrupt_once)
     view = LiveView(output.console(stderr=as_json))
     try:
         for job in jobs:
@@ -55,6 +57,7 @@ def run(request: RunRequest, *, as_json: bool) -> ExitCode:
     except KeyboardInterrupt:
         _say_detached(jobs)
         codes.append(ExitCode.DETACHED)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if as_json:
         documents = [client.get(job_path(job["id"])) for job in jobs]
         output.document(documents[0] if len(documents) == 1 else {"jobs": documents})
@@ -172,6 +175,12 @@ class Watcher:
     def _job(self) -> dict[str, Any]:
         job: dict[str, Any] = self._client.get(job_path(self._id))
         return job
+
+
+def _interrupt_once(_number: int, _frame: object) -> NoReturn:
+    """Detach at the first Ctrl-C; an impatient second one must not cut the words off that say how to go on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _stack_answers() -> bool:

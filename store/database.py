@@ -32,6 +32,8 @@ Synchronous = Literal["normal", "full"]
 
 BUSY_TIMEOUT_MS = 15_000
 """How long a SQLite write waits for the writers of other processes."""
+OLDEST_SQLITE = (3, 35)
+"""First version with `RETURNING`."""
 READERS = 2
 """Read connections of one process to SQLite."""
 ATTEMPTS = 4
@@ -88,10 +90,22 @@ def ledger_url(url: str) -> URL:
 
 
 def open_database(url: str, *, synchronous: Synchronous = "normal") -> Database:
-    """Return the database at `url`; nothing is connected before the first unit of work."""
+    """Return the database at `url`; nothing is connected before the first unit of work.
+
+    Raises:
+        InvalidInput: neither a SQLite file nor PostgreSQL.
+        Unavailable: this Python comes with a SQLite that is too old.
+
+    """
     parsed = ledger_url(url)
     if parsed.get_backend_name() == "postgresql":
         return PostgresDatabase(parsed)
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        needed = ".".join(map(str, OLDEST_SQLITE))
+        raise Unavailable(
+            f"the ledger needs SQLite {needed} or newer; this Python has {sqlite3.sqlite_version}",
+            hint="use another Python (GIGAFACTORY_PYTHON), or PostgreSQL (the setting database_url)",
+        )
     return SqliteDatabase(parsed, synchronous)
 
 

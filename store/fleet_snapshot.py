@@ -18,7 +18,8 @@ from store.column_types import Unread, as_utc
 from store.database import AnyRow
 from store.tables import factories, jobs, leases, locks, stations
 
-CACHED_JOBS = 50_000
+FORGET_BEYOND = 1_000
+"""Parsed jobs that may be kept although they wait no more, beside as many as do wait."""
 
 _READY = and_(jobs.c.stage == "queued", jobs.c.held.is_(None))
 _CHANGING = (
@@ -70,9 +71,10 @@ class FleetReader:
         if including is not None:
             wanted = _READY | and_(jobs.c.id == including, jobs.c.stage == "queued")
         rows = connection.execute(select(*_CHANGING).where(wanted)).all()
-        if len(self._parsed) + len(rows) > CACHED_JOBS:
-            self._parsed = {}
-        return tuple(self._ready_job(row) for row in rows)
+        found = tuple(self._ready_job(row) for row in rows)
+        if len(self._parsed) > 2 * len(rows) + FORGET_BEYOND:
+            self._parsed = {row.id: self._parsed[row.id] for row in rows}
+        return found
 
     def _ready_job(self, row: AnyRow) -> ReadyJob:
         changing = tuple(row[1:5])

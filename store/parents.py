@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection, select
 
 from core.job import Stage
@@ -19,13 +21,22 @@ def satisfied(stage: Stage, until: str) -> bool:
 
 def parents_of(connection: Connection, job_id: str) -> tuple[DependencyView, ...]:
     """Return the parents with their present stage."""
+    return parents_by_child(connection, [job_id]).get(job_id, ())
+
+
+def parents_by_child(connection: Connection, job_ids: Sequence[str]) -> dict[str, tuple[DependencyView, ...]]:
+    """Return the parents of each of the jobs that has any, with their present stage."""
     rows = connection.execute(
-        select(edges.c.parent_id, edges.c.until, jobs.c.stage)
+        select(edges.c.child_id, edges.c.parent_id, edges.c.until, jobs.c.stage)
         .join(jobs, jobs.c.id == edges.c.parent_id)
-        .where(edges.c.child_id == job_id)
-        .order_by(edges.c.parent_id)
+        .where(edges.c.child_id.in_(job_ids))
+        .order_by(edges.c.child_id, edges.c.parent_id)
     )
-    return tuple(DependencyView(job_id=row.parent_id, until=row.until, stage=row.stage) for row in rows)
+    found: dict[str, list[DependencyView]] = {}
+    for row in rows:
+        view = DependencyView(job_id=row.parent_id, until=row.until, stage=row.stage)
+        found.setdefault(row.child_id, []).append(view)
+    return {child: tuple(views) for child, views in found.items()}
 
 
 def children_of(connection: Connection, job_id: str) -> tuple[str, ...]:

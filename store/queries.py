@@ -19,12 +19,13 @@ from store.chain import check_chain
 from store.column_types import UtcDateTime
 from store.database import AnyRow
 from store.open_job import no_such_job
-from store.parents import parents_of, parents_state
+from store.parents import parents_by_child, parents_state
 from store.tables import events, jobs, leases, logs, outbox, runs
 from store.views import (
     AttemptView,
     ChainReport,
     Cost,
+    DependencyView,
     EventView,
     JobDocuments,
     JobPage,
@@ -53,15 +54,13 @@ def job(connection: Connection, job_id: str) -> JobView:
     row = connection.execute(select(*_SHOWN).where(jobs.c.id == job_id)).one_or_none()
     if row is None:
         raise no_such_job(job_id)
-    found = attempts(connection, [job_id]).get(job_id, ())
-    deps = parents_of(connection, job_id) if row.spec.get("deps") else ()
-    return _view(row, found).model_copy(update={"deps": deps})
+    return _views(connection, [row])[0]
 
 
 def page(
     connection: Connection, product: str | None, stages: Sequence[Stage], cursor: str | None, limit: int
 ) -> JobPage:
-    """Return jobs, newest first, with all their attempts; `deps` are left to the single document."""
+    """Return jobs, newest first."""
     limit = max(1, min(limit, MAX_PAGE))
     query = select(*_SHOWN)
     if product is not None:
@@ -74,11 +73,18 @@ def page(
     order = jobs.c.submitted_at.desc(), jobs.c.id.desc()
     rows = connection.execute(query.order_by(*order).limit(limit + 1)).all()
     shown = rows[:limit]
-    by_job = attempts(connection, [row.id for row in shown])
     return JobPage(
-        items=tuple(_view(row, by_job.get(row.id, ())) for row in shown),
+        items=_views(connection, shown),
         next_cursor=_cursor(shown[-1]) if len(rows) > limit else None,
     )
+
+
+def _views(connection: Connection, rows: Sequence[AnyRow]) -> tuple[JobView, ...]:
+    """Return the documents of the jobs, with their attempts and parents."""
+    found = attempts(connection, [row.id for row in rows])
+    waiting = [row.id for row in rows if row.spec.get("deps")]
+    deps = parents_by_child(connection, waiting) if waiting else {}
+    return tuple(_view(row, found.get(row.id, ()), deps.get(row.id, ())) for row in rows)
 
 
 def _cursor(row: AnyRow) -> str:
@@ -96,7 +102,7 @@ def _read_cursor(cursor: str) -> tuple[datetime, str]:
     return moment, job_id
 
 
-def _view(row: AnyRow, found: Sequence[AttemptView]) -> JobView:
+def _view(row: AnyRow, found: Sequence[AttemptView], deps: Sequence[DependencyView]) -> JobView:
     spec = row.spec
     profile = spec.get("profile")
     shown = row._asdict() | {
@@ -105,7 +111,7 @@ def _view(row: AnyRow, found: Sequence[AttemptView]) -> JobView:
         "tokens": _tokens(found),
         "cost": _cost(found),
         "refused_writes": row.refused_writes + sum(attempt.refused_writes for attempt in found),
-        "deps": (),
+        "deps": tuple(deps),
     }
     copied = ("engine", "repository", "ship", "review_policy", "tracker_item")
     return JobView.model_validate(shown | {name: spec.get(name) for name in copied})

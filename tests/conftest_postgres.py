@@ -23,6 +23,7 @@ REQUIRED = "GIGAFACTORY_REQUIRE_POSTGRES"
 PORT = 5432
 """Part of the socket's name only: the server listens on no network."""
 USER = "gigafactory"
+LOG = "log"
 DIES_WITH_US = 'exec 3<&0; "$@" </dev/null 3<&- & server=$!; read -r _ <&3; kill -QUIT "$server"; wait "$server"'
 """A shell line that runs a server until its own standard input closes, as it does when the test process is killed."""
 SPEED = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=64MB", "max_connections=200")
@@ -81,43 +82,15 @@ def running_postgres(binaries: Path) -> Iterator[PostgresServer]:
     """Run a server until the block ends, or until this process dies."""
     identity = _as_somebody_else()
     folder = Path(tempfile.mkdtemp(prefix="gf-pg-"))
-    if identity:
-        os.chown(folder, identity["user"], identity["group"])
-    log = folder / "log"
-    environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "HOME": str(folder)}
-    options: dict[str, Any] = {"cwd": folder, "env": environment} | identity
     try:
-        initdb: list[str | Path] = [
-            binaries / "initdb",
-            "-D",
-            folder / "data",
-            "-U",
-            USER,
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--no-sync",
-        ]
-        made = subprocess.run(initdb, check=False, capture_output=True, text=True, **options)
-        assert made.returncode == 0, made.stderr
-        settings = [part for setting in ("listen_addresses=", *SPEED) for part in ("-c", setting)]
-        command: list[str | Path] = [
-            binaries / "postgres",
-            "-D",
-            folder / "data",
-            "-k",
-            folder,
-            "-p",
-            str(PORT),
-            *settings,
-        ]
-        with log.open("wb") as sink:
-            process = subprocess.Popen(
-                ["sh", "-c", DIES_WITH_US, "sh", *command], stdin=subprocess.PIPE, stdout=sink, stderr=sink, **options
-            )
+        if identity:
+            os.chown(folder, identity["user"], identity["group"])
+        environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "HOME": str(folder)}
+        options: dict[str, Any] = {"cwd": folder, "env": environment} | identity
+        _make_cluster(binaries, folder, options)
+        process = _start(binaries, folder, options)
         try:
-            _wait_until_ready(folder, process, log)
+            _wait_until_ready(folder, process)
             yield PostgresServer(folder)
         finally:
             process.communicate(timeout=30)
@@ -125,7 +98,22 @@ def running_postgres(binaries: Path) -> Iterator[PostgresServer]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_until_ready(folder: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+def _make_cluster(binaries: Path, folder: Path, options: dict[str, Any]) -> None:
+    arguments = [f"--pgdata={folder / 'data'}", f"--username={USER}", "--auth=trust", "--encoding=UTF8", "--no-sync"]
+    command = [str(binaries / "initdb"), *arguments]
+    made = subprocess.run(command, check=False, capture_output=True, text=True, **options)
+    assert made.returncode == 0, made.stderr
+
+
+def _start(binaries: Path, folder: Path, options: dict[str, Any]) -> subprocess.Popen[bytes]:
+    settings = [part for setting in ("listen_addresses=", *SPEED) for part in ("-c", setting)]
+    arguments = ["-D", str(folder / "data"), "-k", str(folder), "-p", str(PORT), *settings]
+    command = ["sh", "-c", DIES_WITH_US, "sh", str(binaries / "postgres"), *arguments]
+    with (folder / LOG).open("wb") as sink:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sink, stderr=sink, **options)
+
+
+def _wait_until_ready(folder: Path, process: subprocess.Popen[bytes]) -> None:
     import asyncpg
 
     deadline = time.monotonic() + 30
@@ -136,7 +124,7 @@ def _wait_until_ready(folder: Path, process: subprocess.Popen[bytes], log: Path)
             time.sleep(0.05)
         else:
             return
-    raise AssertionError(f"PostgreSQL did not start:\n{log.read_text()}")
+    raise AssertionError(f"PostgreSQL did not start:\n{(folder / LOG).read_text()}")
 
 
 @pytest.fixture(scope="session")

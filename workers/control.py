@@ -25,18 +25,18 @@ from temporalio.client import (
     SchedulePolicy,
     ScheduleSpec,
 )
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.ledger_steps import LedgerSteps
 from activities.reconcile import Reconciler
 from core.job_messages import CONTROL_QUEUE, IO_QUEUE
 from core.settings import Settings
-from store import open_ledger
+from store import event_loop, open_ledger
 from store.ledger import Ledger
 from store.logging_setup import configure_logging
-from workers.settings_source import read_settings
+from store.settings_source import read_settings
 from workers.stack_state import announce_ready
-from workflows.connection import connect, workflow_runner
+from workflows.connection import connect
 from workflows.job import JobWorkflow
 from workflows.job_client import JobClient
 from workflows.reconcile import ReconcileWorkflow
@@ -114,7 +114,7 @@ async def control_workers(client: Client, ledger: Ledger, settings: Settings) ->
         workflows=[JobWorkflow, ReconcileWorkflow],
         activities=steps.local,
         no_remote_activities=True,
-        workflow_runner=workflow_runner(),
+        workflow_runner=UnsandboxedWorkflowRunner(),  # see docs/adr/0005: the sandbox guards in the tests
         max_cached_workflows=CACHED_WORKFLOWS,
         graceful_shutdown_timeout=timedelta(seconds=DRAIN_S),
     )
@@ -168,7 +168,7 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    code = asyncio.run(main())
+    code = event_loop.run(main())
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # the SDK's runtime may abort a normal interpreter exit (sdk-python issue 300)

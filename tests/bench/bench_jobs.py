@@ -25,6 +25,8 @@ from tests.bench.measuring import median, parser, publish, tell
 
 CLIENTS = 8
 """Requests under way at once, for ours and for bare."""
+LOOK_S = 0.2
+"""How often the client looks which jobs are at their gate, for ours and for bare."""
 
 
 def manifest(where: str, number: str) -> str:
@@ -66,10 +68,10 @@ async def ours(ground: Field, places: list[str]) -> tuple[float, list[str]]:
             ready = [item for item in await at_the_gate(http) if item.split(" ", 1)[0] not in shipping]
             shipping.update(item.split(" ", 1)[0] for item in ready)
             tasks.append(asyncio.create_task(each(ready, ship)))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(LOOK_S)
         await asyncio.gather(submitting, *tasks)
         while await unfinished(http):
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
         return time.monotonic() - began, ids
 
 
@@ -108,7 +110,7 @@ async def bare_round(client: Client, works: list[bare.Work], gates: Path) -> flo
         ready = [line for line in gates.read_text().splitlines() if line not in shipping]
         shipping.update(ready)
         tasks.append(asyncio.create_task(each(ready, ship)))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(LOOK_S)
     await asyncio.gather(submitting, *tasks)
     await each(list(by_id), lambda job_id: client.get_workflow_handle(job_id).result())
     return time.monotonic() - began

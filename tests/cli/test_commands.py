@@ -53,19 +53,19 @@ def test_submit_reads_standard_input(gf: Gf) -> None:
     assert len(only_document(done)["jobs"]) == 1
 
 
-def test_jobs_lists_and_pages(gf: Gf, waiting: str) -> None:
-    """The list has the job with what it waits for; limit and cursor page it; stage filters it."""
-    page = only_document(gf("jobs", "--limit", "1", "--json"))
-    assert page["jobs"][0]["id"] == waiting
-    assert page["jobs"][0]["waiting"]["kind"] == "capacity"
-    other = gf.submit("capabilities: [has:xcode]")
-    first = only_document(gf("jobs", "--limit", "1", "--json"))
-    second = only_document(gf("jobs", "--limit", "1", "--cursor", first["next_cursor"], "--json"))
-    assert [first["jobs"][0]["id"], second["jobs"][0]["id"]] == [other, waiting]
-    assert only_document(gf("jobs", "--stage", "shipped", "--stage", "failed", "--json"))["jobs"] == []
+def test_jobs_lists_and_pages(gf: Gf) -> None:
+    """The list has the jobs with what they wait for; limit and cursor page it; stage and product filter it."""
+    older, newer = (gf.submit("capabilities: [has:xcode]", "product: paged") for _ in range(2))
+    ours = ("jobs", "--product", "paged", "--json")
+    first = only_document(gf(*ours, "--limit", "1"))
+    second = only_document(gf(*ours, "--limit", "1", "--cursor", first["next_cursor"]))
+    assert [first["jobs"][0]["id"], second["jobs"][0]["id"]] == [newer, older]
+    assert first["jobs"][0]["waiting"]["kind"] == "capacity"
+    assert second["next_cursor"] is None
+    assert only_document(gf(*ours, "--stage", "shipped", "--stage", "failed"))["jobs"] == []
     shown = gf("jobs").stdout.splitlines()
     assert shown[0].split() == ["JOB", "STAGE", "TITLE", "WHERE", "WAITS", "FOR", "AGE"]
-    assert any(line.startswith(waiting) for line in shown)
+    assert any(line.startswith(newer) for line in shown)
 
 
 def test_job_shows_the_document(gf: Gf, waiting: str) -> None:

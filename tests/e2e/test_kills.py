@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,13 +50,13 @@ def steps_of(ledger: Path) -> list[list[str]]:
     return [line.split() for line in ledger.read_text().splitlines()] if ledger.exists() else []
 
 
-def building(stack: Stack, job_id: str, ledger: Path, step: int = 3) -> dict[str, object]:
+def building(stack: Stack, job_id: str, ledger: Path, step: int = 3) -> dict[str, Any]:
     """Wait until the job is in mid-build, past a step that a checkpoint has."""
     wait_for(f"step {step}", lambda: any(line[:2] == ["step", str(step)] for line in steps_of(ledger)))
     return stack.until(job_id, "building")
 
 
-def assert_shipped_once(stack: Stack, remote: Remote, job_id: str, steps: int = 8) -> dict[str, object]:
+def assert_shipped_once(stack: Stack, remote: Remote, job_id: str, steps: int = 8) -> dict[str, Any]:
     """Ship the job and let the remote judge: exactly one commit, everything in it, one end in the event log."""
     before = remote.ref("main")
     document = stack.ship(job_id)
@@ -151,8 +152,7 @@ def test_everything_killed_at_the_gate_ships_once(stack: Stack, remote: Remote, 
     }
     for pid in pids.values():
         os.kill(pid, signal.SIGKILL)
-    for name, pid in pids.items():
-        wait_for(f"{name} to be restarted", lambda name=name, pid=pid: stack.part(name)["pid"] != pid)
+    wait_for("all parts to be restarted", lambda: all(stack.part(name)["pid"] != pid for name, pid in pids.items()))
     assert_shipped_once(stack, remote, job_id)
 
 

@@ -83,19 +83,21 @@ async def test_dispatch_calls_at_once_grant_each_job_and_seat_once(fleet: Fleet)
     assert await fleet.busy("f1") == 4
 
 
-async def test_dispatch_after_a_cancelled_one_still_works(fleet: Fleet) -> None:
-    """A caller that goes away in the middle leaves neither the queue of callers nor the seats in disorder."""
+@pytest.mark.parametrize("gone", [(0,), (1,), (2,), (0, 1), (1, 2)])
+async def test_dispatch_beside_callers_that_went_away_still_grants(fleet: Fleet, gone: tuple[int, ...]) -> None:
+    """Of one call that runs a pass, one that waits for the next and one that shares it, any may be cancelled."""
     await fleet.factory("f1")
     await fleet.submit("j-1")
-    first = asyncio.create_task(fleet.ledger.dispatch(fleet.now))
-    second = asyncio.create_task(fleet.ledger.dispatch(fleet.now))
+    calls = [asyncio.create_task(fleet.ledger.dispatch(fleet.now)) for _ in range(3)]
     await asyncio.sleep(0)
-    first.cancel()
-    await asyncio.gather(first, return_exceptions=True)
-    await second
+    for number in gone:
+        calls[number].cancel()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
 
+    assert [isinstance(answer, asyncio.CancelledError) for answer in answers] == [n in gone for n in range(3)]
     assert await fleet.ledger.grant("j-1") is not None
     assert await fleet.busy("f1") == 1
+    assert await fleet.ledger.dispatch(fleet.now) == ()
 
 
 async def test_dispatch_serves_priority_before_age(fleet: Fleet) -> None:
@@ -327,6 +329,40 @@ async def test_snapshot_shows_fleet_locks_and_use(fleet: Fleet) -> None:
     assert [(lock.job_id, lock.lock) for lock in snapshot.locks] == [("a", "deploy")]
     assert [(p.product_id, p.running) for p in snapshot.products] == [("default", 1)]
     assert [(job.job_id, job.capabilities) for job in snapshot.jobs] == [("b", ("os:linux",))]
+
+
+async def test_snapshot_reader_forgets_jobs_that_wait_no_more(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept to read the next snapshot quickly does not grow with the jobs that ever were."""
+    from store import fleet_snapshot
+
+    monkeypatch.setattr(fleet_snapshot, "FORGET_BEYOND", 3)
+    for n in range(12):
+        await fleet.submit(f"j-{n}")
+        await fleet.ledger.snapshot(fleet.now)
+        await fleet.record(f"j-{n}", Stage.CANCELLED)
+
+    assert len(fleet.ledger._fleet._parsed) <= 5
+
+
+async def test_snapshot_shows_what_changed_about_a_waiting_job(fleet: Fleet) -> None:
+    """Though parsed once, a job is shown as it is now."""
+    await fleet.factory("f1")
+    await fleet.building("j-1")
+    await fleet.lose("j-1", 1)
+    await fleet.record("j-1", Stage.QUEUED, epoch=1)
+    await fleet.ledger.ready("j-1", fleet.now)
+    (before,) = (await fleet.ledger.snapshot(fleet.now)).jobs
+    await fleet.ledger.route("j-1", fleet.now)
+    await fleet.lose("j-1", 2)
+    await fleet.record("j-1", Stage.QUEUED, epoch=2, exclude_factory=True)
+    await fleet.ledger.ready("j-1", fleet.now)
+    (after,) = (await fleet.ledger.snapshot(fleet.now)).jobs
+
+    assert (before.excluded_factories, after.excluded_factories) == ((), ("f1",))
+    assert before.queued_at is not None
+    assert after.queued_at is not None
+    assert after.queued_at > before.queued_at
+    assert (before.submitted_at, before.last_factory) == (after.submitted_at, "f1")
 
 
 async def test_explanation_of_a_waiting_job_is_computed_from_the_present_fleet(fleet: Fleet) -> None:

@@ -101,6 +101,14 @@ def test_password_of_a_refused_url_is_not_shown() -> None:
     assert "secret" not in caught.value.message
 
 
+def test_sqlite_that_is_too_old_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old SQLite is found when the ledger is opened, not by a syntax error later."""
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 31, 1))
+
+    with pytest.raises(Unavailable, match=r"SQLite 3\.35 or newer"):
+        open_database(f"sqlite:///{tmp_path / 'ledger.db'}")
+
+
 async def test_sqlite_uses_write_ahead_log_and_waits_for_writers(tmp_path: Path) -> None:
     """Readers never wait, writers wait for each other, references hold, and `synchronous` is the setting's."""
     for setting, level in (("normal", 1), ("full", 2)):

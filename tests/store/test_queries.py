@@ -179,6 +179,17 @@ async def test_list_shows_attempts_of_each_job(fleet: Fleet) -> None:
     assert by_id["b"].attempts == ()
 
 
+async def test_list_shows_what_each_job_waits_for(fleet: Fleet) -> None:
+    """Parents are in a list as they are in the single document, with their present stage."""
+    await fleet.submit("a")
+    await fleet.submit("b", deps=(Dependency(job_id="a", until="testing"),))
+
+    newest, oldest = (await fleet.ledger.jobs()).items
+    assert [(dep.job_id, dep.until, dep.stage) for dep in newest.deps] == [("a", "testing", Stage.QUEUED)]
+    assert newest == await fleet.job("b")
+    assert oldest.deps == ()
+
+
 # --- events and their chain -----------------------------------------------------------------------------------------
 
 

@@ -151,10 +151,11 @@ class Floor:
         async def retract(request: dict[str, Any]) -> None:
             self.retracted.append(request["candidate_sha"])
 
-        for queue, steps in (
-            (f"gf.station.{name}.shell", [run_engine]),
-            (f"gf.factory.{name}", [judge_step, ship_step, retract]),
-        ):
+        queues: dict[str, list[Callable[..., Any]]] = {
+            f"gf.station.{name}.shell": [run_engine],
+            f"gf.factory.{name}": [judge_step, ship_step, retract],
+        }
+        for queue, steps in queues.items():
             await self._stack.enter_async_context(
                 Worker(self.client, task_queue=queue, activities=steps, max_concurrent_activity_task_polls=1)
             )
@@ -213,7 +214,13 @@ async def keep_history(handle: WorkflowHandle[Any, Any], name: str) -> None:
 async def open_floor(client: Client) -> AsyncIterator[Floor]:
     """Run the control side until the block ends."""
     control = Scripted()
-    local = [control.write_record, control.hold, control.resolve_parents, control.reclaim, control.place_step]
+    local: list[Callable[..., Any]] = [
+        control.write_record,
+        control.hold,
+        control.resolve_parents,
+        control.reclaim,
+        control.place_step,
+    ]
     async with AsyncExitStack() as stack:
         floor = Floor(client, control, stack)
         await stack.enter_async_context(

@@ -24,7 +24,7 @@ async def until(handle: WorkflowHandle[Any, Any], stage: str, step: str = "") ->
     """Wait until the job is in `stage` with `step` running (bounded by the test's own timeout)."""
     async with asyncio.timeout(20):
         while True:
-            state = await handle.query("state", result_type=JobState)
+            state: JobState = await handle.query("state", result_type=JobState)
             if (state.stage.value, state.step) == (stage, step):
                 return state
             await asyncio.sleep(0.02)

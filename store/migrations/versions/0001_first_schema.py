@@ -17,6 +17,7 @@ def upgrade() -> None:
     """Make all tables."""
     _factories()
     _jobs()
+    _jobs_indexes()
     _profiles()
     _edges()
     _events()
@@ -95,6 +96,9 @@ def _jobs() -> None:
         sa.Column("event_hash", CleanText(), server_default=sa.text("''"), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
     )
+
+
+def _jobs_indexes() -> None:
     op.create_index("ix_jobs_product_id_submitted_at", "jobs", ["product_id", "submitted_at", "id"])
     op.create_index(
         "ix_jobs_ready",

@@ -1,0 +1,290 @@
+"""The agent as a process: a real Temporal server, real engines; the API is a stub that notes what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio import workflow
+from temporalio.client import Client, WorkflowHandle
+from temporalio.common import RetryPolicy
+from temporalio.worker import Worker
+
+from core.attempt import BuildRequest, BuildResult, Grant
+from core.job import FailureKind, JobSpec, Repository
+from tests.conftest import TemporalServer
+from tests.repositories import Checkout
+from tests.workers.api_stub import ApiStub
+from workers.factory_agent import EXIT_IN_USE, lock_identity
+from workers.factory_names import memorable_name
+from workers.process_table import birth_of
+from workers.settings_source import ROOT
+
+
+@workflow.defn(sandboxed=False)
+class OneAttempt:
+    """Runs one attempt the way job workflows do."""
+
+    @workflow.run
+    async def run(self, request: BuildRequest) -> BuildResult:
+        result: BuildResult = await workflow.execute_activity(
+            "run_engine",
+            request,
+            task_queue=request.grant.engine_queue,
+            result_type=BuildResult,
+            start_to_close_timeout=timedelta(minutes=2),
+            heartbeat_timeout=timedelta(seconds=request.grant.lease_ttl_s),
+            retry_policy=RetryPolicy(maximum_attempts=1),
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        )
+        return result
+
+
+@dataclass
+class RunningAgent:
+    """An agent process and what the stub was told."""
+
+    process: asyncio.subprocess.Process
+    api: ApiStub
+    home: Path
+    name: str
+
+    async def told(self, path: str) -> dict[str, Any]:
+        """Wait until the API was called at a path that ends so; return the body."""
+        async with asyncio.timeout(30):
+            while True:
+                seen, _, body = await asyncio.to_thread(self.api.requests.get, timeout=30)
+                if seen.endswith(path):
+                    return body
+
+    async def ready(self) -> dict[str, Any]:
+        """Wait until it has registered; return what it said of itself."""
+        return await self.told("/fleet/factories")
+
+
+@asynccontextmanager
+async def running_agent(
+    home: Path, server: TemporalServer, *, name: str = "", **settings: object
+) -> AsyncIterator[RunningAgent]:
+    """Run an agent until the block ends."""
+    name = name or f"f-{uuid.uuid4().hex[:8]}"
+    home.mkdir(exist_ok=True)
+    (home / "factory-token").write_text("gff_x")
+    with ApiStub() as api:
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "GIGAFACTORY_HOME": str(home), "GIGAFACTORY_API_URL": api.url}
+        env |= {"GIGAFACTORY_TEMPORAL_ADDRESS": server.address, "GIGAFACTORY_FACTORY_BEAT_S": "0.1"}
+        env |= {f"GIGAFACTORY_{key.upper()}": str(value) for key, value in settings.items()}
+        log = (home / f"{name}.log").open("ab")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", "workers.factory_agent", "--name", name,
+            env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
+        log.close()
+        try:
+            yield RunningAgent(process, api, home, name)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+@pytest.fixture
+async def agent(tmp_path: Path, temporal_server: TemporalServer) -> AsyncIterator[RunningAgent]:
+    """Run an agent that has registered."""
+    async with running_agent(tmp_path / "home", temporal_server, stop_grace_s=0.1) as running:
+        running.body = await running.ready()  # type: ignore[attr-defined]
+        yield running
+
+
+async def start(
+    client: Client, agent: RunningAgent, remote: Checkout, script: str, *, ttl_s: float = 5.0, beat_s: float = 0.2
+) -> WorkflowHandle[OneAttempt, BuildResult]:
+    """Start an attempt on the agent."""
+    base = remote.git("rev-parse", "main")
+    repository = Repository(url=str(remote.path), base="main", base_sha=base)
+    spec = JobSpec(title="Do it", body=script, repository=repository, engine="shell")
+    grant = Grant(
+        job_id="j-1",
+        epoch=1,
+        factory=agent.name,
+        engine="shell",
+        granted_at=datetime.now(UTC),
+        base_sha=base,
+        lease_ttl_s=ttl_s,
+        beat_s=beat_s,
+    )
+    request = BuildRequest(job_id="j-1", epoch=1, spec=spec, grant=grant)
+    return await client.start_workflow(OneAttempt.run, request, id=uuid.uuid4().hex, task_queue="test-factory-agent")
+
+
+@pytest.fixture
+async def workflows(temporal_client: Client) -> AsyncIterator[Client]:
+    """Run the test's own workflow."""
+    async with Worker(temporal_client, task_queue="test-factory-agent", workflows=[OneAttempt]):
+        yield temporal_client
+
+
+async def test_agent_registers_beats_and_leaves(agent: RunningAgent) -> None:
+    """It says what it is, beats, and on SIGTERM drains, leaves and ends with 0."""
+    body = agent.body  # type: ignore[attr-defined]
+    assert (body["name"], body["pid"], body["seats"]) == (agent.name, agent.process.pid, 3)
+    assert f"factory:{agent.name}" in body["capabilities"]
+    assert {"engine": "shell", "usable": True}.items() <= next(
+        s for s in body["stations"] if s["engine"] == "shell"
+    ).items()
+    beat = await agent.told(f"/{agent.name}/heartbeat")
+    assert beat["instance"] == body["instance"]
+    agent.process.terminate()
+    assert (await agent.told(f"/{agent.name}/leave"))["instance"] == body["instance"]
+    assert await agent.process.wait() == 0
+
+
+async def test_attempt_runs_and_reports_once(agent: RunningAgent, workflows: Client, remote: Checkout) -> None:
+    """From queue to sealed candidate; a short attempt is one report."""
+    handle = await start(workflows, agent, remote, "echo work > new.txt; echo said")
+    built = await handle.result()
+    assert built.outcome == "succeeded", built.message
+    report = await agent.told("/fleet/attempts/j-1/1/report")
+    assert report["result"]["sha"] == built.candidate_sha
+    assert [line["text"] for block in report["logs"] for line in block["lines"]] == ["said"]
+
+
+async def test_acknowledged_beats_keep_a_long_attempt_alive(
+    agent: RunningAgent, workflows: Client, remote: Checkout
+) -> None:
+    """Longer than the lease and than the SDK's own timer: nobody cancels an attempt that beats."""
+    handle = await start(workflows, agent, remote, "sleep 7; echo work > new.txt", ttl_s=1.0)
+    assert (await handle.result()).outcome == "succeeded"
+
+
+async def test_cancel_reaches_the_engine_with_the_next_beat(
+    tmp_path: Path, agent: RunningAgent, workflows: Client, remote: Checkout
+) -> None:
+    """A cancelled workflow: the engine's processes are dead, the answer says so, the work is kept."""
+    pid_file = tmp_path / "pid"
+    script = f"echo half > new.txt; (setsid sleep 600 & echo $! > {pid_file}); sleep 600"
+    handle = await start(workflows, agent, remote, script)
+    pid = await written(pid_file)
+    await handle.cancel()
+    built = await handle.result()
+    assert built.failure == FailureKind.CANCELLED
+    assert birth_of(pid) is None
+    assert remote.git("show", f"{built.checkpoint_sha}:new.txt") == "half"
+
+
+async def test_sigterm_hands_the_running_attempt_on(
+    tmp_path: Path, agent: RunningAgent, workflows: Client, remote: Checkout
+) -> None:
+    """A drained attempt ends with its checkpoint, as lost and not as failed; the agent waits for that."""
+    pid_file = tmp_path / "pid"
+    handle = await start(workflows, agent, remote, f"echo half > new.txt; echo $$ > {pid_file}; sleep 600")
+    await written(pid_file)
+    agent.process.terminate()
+    built = await handle.result()
+    assert (built.failure, built.message) == (FailureKind.LEASE_LOST, "factory drained")
+    assert remote.git("show", f"{built.checkpoint_sha}:new.txt") == "half"
+    assert await agent.process.wait() == 0
+
+
+async def test_agent_killed_supervisor_certifies_and_next_agent_says_who_died(
+    tmp_path: Path, temporal_server: TemporalServer, workflows: Client, remote: Checkout
+) -> None:
+    """SIGKILL: a certificate arrives without an agent; the next agent proves that the former is dead."""
+    pid_file = tmp_path / "pid"
+    home = tmp_path / "home"
+    async with running_agent(home, temporal_server) as agent:
+        await agent.ready()
+        await start(workflows, agent, remote, f"echo half > new.txt; echo $$ > {pid_file}; sleep 600")
+        pid = await written(pid_file)
+        agent.process.kill()
+        letter = await agent.told("/fleet/attempts/j-1/1/death")
+        assert (letter["reason"], letter["group_dead"]) == ("agent_died", True)
+        assert birth_of(pid) is None
+        assert remote.git("show", f"{letter['checkpoint_sha']}:new.txt") == "half"
+    async with running_agent(home, temporal_server, name=agent.name) as again:
+        assert (await again.ready())["replaces_dead_pid"] is True
+
+
+async def test_agent_and_supervisor_killed_next_agent_certifies(
+    tmp_path: Path, temporal_server: TemporalServer, workflows: Client, remote: Checkout
+) -> None:
+    """When nobody was left to do it, the next agent kills, saves and certifies before it takes work."""
+    pid_file = tmp_path / "pid"
+    home = tmp_path / "home"
+    async with running_agent(home, temporal_server) as agent:
+        await agent.ready()
+        await start(
+            workflows, agent, remote, f"echo half > new.txt; (setsid sleep 600 & echo $! > {pid_file}); sleep 600"
+        )
+        pid = await written(pid_file)
+        state = json.loads((home / f"factories/{agent.name}/attempts/j-1.1/state.json").read_text())
+        for victim in (agent.process.pid, state["supervisor"]["pid"]):
+            os.kill(victim, signal.SIGKILL)
+    assert birth_of(pid) is not None, "the daemon outlived both"
+    async with running_agent(home, temporal_server, name=agent.name) as again:
+        letter = await again.told("/fleet/attempts/j-1/1/death")
+        assert letter["reason"] == "orphan_found"
+        assert birth_of(pid) is None
+        assert remote.git("show", f"{letter['checkpoint_sha']}:new.txt") == "half"
+
+
+async def test_second_agent_of_a_name_is_refused(agent: RunningAgent, temporal_server: TemporalServer) -> None:
+    """One living agent per identity on a machine."""
+    async with running_agent(agent.home, temporal_server, name=agent.name) as second:
+        assert await second.process.wait() == EXIT_IN_USE
+
+
+async def test_agent_whose_name_was_taken_elsewhere_stops(agent: RunningAgent) -> None:
+    """A beat that is answered with a conflict ends the agent, by its own exit code."""
+    agent.api.code, agent.api.status = "conflict", 409
+    assert await asyncio.wait_for(agent.process.wait(), 20) == EXIT_IN_USE
+
+
+async def test_agent_waits_for_what_is_not_there_yet(tmp_path: Path, temporal_server: TemporalServer) -> None:
+    """Neither a missing API nor a missing token ends it; SIGTERM does, at once."""
+    async with running_agent(tmp_path / "home", temporal_server) as agent:
+        agent.api.status = 503
+        await agent.told("/fleet/factories")
+        await agent.told("/fleet/factories")
+        agent.api.status = 200
+        await agent.told("/heartbeat")
+        agent.api.status = 503
+        agent.process.terminate()
+        assert await asyncio.wait_for(agent.process.wait(), 20) == 0
+
+
+async def written(path: Path) -> int:
+    """Wait for a file that holds a number."""
+    async with asyncio.timeout(30):
+        while not path.exists() or not path.read_text().strip():
+            await asyncio.sleep(0.02)
+    return int(path.read_text())
+
+
+def test_lock_is_exclusive_and_ends_with_its_holder(tmp_path: Path) -> None:
+    """The lock of an identity is free again when its file is closed."""
+    first = lock_identity(tmp_path)
+    assert first is not None
+    assert lock_identity(tmp_path) is None
+    first.close()
+    second = lock_identity(tmp_path)
+    assert second is not None
+    second.close()
+
+
+def test_memorable_names_are_stable_and_many() -> None:
+    """The same seed gives the same name; a hundred seeds give nearly a hundred names."""
+    assert memorable_name("host /home") == memorable_name("host /home")
+    assert len({memorable_name(str(number)) for number in range(100)}) > 90
