@@ -328,7 +328,7 @@ class Attempt:
         failure, message = self._judge_end(outcome, ended)
         await artifacts.capture(place.workdir, self._spec.artifacts, self._reports, self._context.redactor)
         sha = ""
-        if place.worktree is not None and ended.reason != "fenced" and ended.clean_tree:
+        if place.worktree is not None and ended.reason != "fenced" and not ended.problem:
             sha = await self._seal(place.worktree, ended, engine, candidate=failure is None)
         if ended.quarantined:
             message = f"{message}\n{_quarantine_note(ended)}".strip()

@@ -83,6 +83,7 @@ class RunExit:
     """Seconds since the epoch, like `ended_at`."""
     ended_at: float = 0.0
     tree: str = ""
+    """Everything in the worktree; empty when nothing changed."""
     clean_tree: str = ""
     """The tree without quarantined files; what may be committed and pushed."""
     changed: bool = False

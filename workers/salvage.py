@@ -65,7 +65,7 @@ class Snapshot:
     """The work as it is now."""
 
     tree: str
-    """Everything that git would take."""
+    """Everything that git would take; empty when nothing changed."""
     clean_tree: str
     """The same without what is quarantined."""
     changed: bool
@@ -96,15 +96,14 @@ class Salvage:
         self._index = folder / "salvage.index"
 
     def snapshot(self) -> Snapshot:
-        """Return the present work as trees in the object store; an unchanged worktree gives the base's tree."""
+        """Return the present work as trees in the object store; an unchanged worktree has none of its own."""
         if not self._index.exists():
             _copy(self.place.start_index, self._index)
         Path(f"{self._index}.lock").unlink(missing_ok=True)
         self._git("add", "-A", "--ignore-errors", accept=(0, 1))  # 1: some file could not be read
         changed, quarantined = self._look_through()
         if not changed:
-            tree = self._git("rev-parse", f"{self.place.base}^{{tree}}")
-            return Snapshot(tree, tree, changed=False)
+            return Snapshot("", "", changed=False)
         tree = self._git("write-tree")
         _write_json(self._folder / "quarantine.json", [{"path": q.path, "reason": q.reason} for q in quarantined])
         if not quarantined:

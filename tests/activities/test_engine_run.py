@@ -185,6 +185,39 @@ async def test_secrets_never_reach_the_reports(bench: Bench) -> None:
     assert "report.md" in built.message, "a file that may not be pushed is named"
 
 
+@pytest.mark.parametrize(
+    ("script", "files"),
+    [
+        ("rm -rf .git; git init -q .; echo x > new.txt", "README.md keep.txt new.txt"),
+        ("git checkout -q --orphan other; git rm -rqf .; echo x > new.txt", "new.txt"),
+        ("mkdir sub; git init -q sub; echo x > new.txt", "README.md keep.txt new.txt"),
+        ("git update-index --skip-worktree keep.txt; echo hidden > keep.txt", "README.md keep.txt"),
+        (
+            "git config core.hooksPath hooks; mkdir hooks; echo 'exit 1' > hooks/pre-push; chmod +x hooks/*",
+            "README.md hooks keep.txt",
+        ),
+        ("touch $(git rev-parse --git-dir)/index.lock; echo x > new.txt", "README.md keep.txt new.txt"),
+    ],
+)
+async def test_engine_that_misuses_git_cannot_hide_its_work(
+    bench: Bench, remote: Checkout, script: str, files: str
+) -> None:
+    """Whatever was done to `.git`, HEAD or the index: the candidate is what lies in the worktree."""
+    built = await bench.build(bench.spec(script))
+    assert built.outcome == "succeeded", built.message
+    assert remote.git("ls-tree", "--name-only", built.candidate_sha).split() == files.split()
+    assert remote.git("rev-parse", f"{built.candidate_sha}^") == built.base_sha
+    if "hidden" in script:
+        assert remote.git("show", f"{built.candidate_sha}:keep.txt") == "hidden"
+
+
+async def test_worktree_that_was_deleted_is_a_workspace_failure(bench: Bench) -> None:
+    """An engine that removes the ground it stands on fails with a reason."""
+    built = await bench.build(bench.spec("rm -rf ../work"))
+    assert built.failure == FailureKind.WORKSPACE
+    assert "could not be saved" in built.message
+
+
 async def test_artifacts_include_ignored_files_but_no_links(bench: Bench) -> None:
     """Reports are captured although git ignores them; a link out of the worktree is not followed."""
     script = "mkdir -p out; echo out > .gitignore; echo r > out/r.txt; ln -s /etc/passwd out/p.txt"

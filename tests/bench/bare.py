@@ -78,6 +78,22 @@ class BareWorkflow:
         self._ship = True
 
 
+@workflow.defn
+class TwoActivities:
+    """Two empty activities, one after the other: the yardstick of the dispatch benchmark."""
+
+    @workflow.run
+    async def run(self) -> None:
+        """Run both."""
+        for queue in (BUILD, WORKSPACE):
+            await workflow.execute_activity("bare_nothing", task_queue=queue, start_to_close_timeout=STEP)
+
+
+@activity.defn
+async def bare_nothing() -> None:
+    """Do nothing."""
+
+
 @activity.defn
 async def bare_record(work: Work, stage: str) -> None:
     """Tell the client about the gate; there is no ledger."""
@@ -162,7 +178,7 @@ async def serve(role: str, address: str, seats: int) -> None:
         worker = Worker(
             client,
             task_queue=CONTROL,
-            workflows=[BareWorkflow],
+            workflows=[BareWorkflow, TwoActivities],
             activities=[bare_record],
             no_remote_activities=True,
             workflow_runner=UnsandboxedWorkflowRunner(),
@@ -172,14 +188,14 @@ async def serve(role: str, address: str, seats: int) -> None:
     build = Worker(
         client,
         task_queue=BUILD,
-        activities=[bare_build],
+        activities=[bare_build, bare_nothing],
         max_concurrent_activities=seats,
         max_concurrent_activity_task_polls=1,
     )
     steps = Worker(
         client,
         task_queue=WORKSPACE,
-        activities=[bare_judge, bare_ship],
+        activities=[bare_judge, bare_ship, bare_nothing],
         max_concurrent_activities=seats + 2,
         max_concurrent_activity_task_polls=1,
     )

@@ -206,7 +206,7 @@ async def test_postgres_deadlock_is_solved_by_trying_again(postgres_server: Any)
 
     await asyncio.gather(database.write(cross, 1, 2), database.write(cross, 2, 1))
 
-    assert len(tries) == 3
+    assert len(tries) > 2
     await database.close()
 
 

@@ -25,7 +25,7 @@ class ApiStub:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
                 answer = (
-                    b'{"accepted": true}'
+                    b'{"accepted": true, "state": "online"}'
                     if stub.status < 400
                     else json.dumps({"code": stub.code, "detail": "no"}).encode()
                 )

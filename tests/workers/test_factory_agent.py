@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import pytest
@@ -65,7 +66,11 @@ class RunningAgent:
         """Wait until the API was called at a path that ends so; return the body."""
         async with asyncio.timeout(30):
             while True:
-                seen, _, body = await asyncio.to_thread(self.api.requests.get, timeout=30)
+                try:
+                    seen, _, body = self.api.requests.get_nowait()
+                except Empty:
+                    await asyncio.sleep(0.02)
+                    continue
                 if seen.endswith(path):
                     return body
 
