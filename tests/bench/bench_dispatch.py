@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -33,10 +34,12 @@ async def dispatch_ms(http: httpx.AsyncClient, remote: Path, stamp: Path) -> flo
     began = time.time_ns()
     document = document_of(await http.post("/fleet/jobs", json={"manifest": manifest(remote, stamp)}))
     job_id = document["jobs"][0]["id"]
-    while (job := document_of(await http.get(f"/fleet/jobs/{job_id}")))["waiting"] is None:
+    job: dict[str, Any] = {"stage": "queued"}
+    while job["stage"] in ("queued", "assigned", "building") or job["waiting"] is None:
+        job = document_of(await http.get(f"/fleet/jobs/{job_id}"))
+        if job["stage"] == "failed":
+            raise RuntimeError(f"{job_id} failed: {job['attempts']}")
         await asyncio.sleep(LOOK_S)
-    if job["stage"] != "review":
-        raise RuntimeError(f"{job_id} is {job['stage']}: {job['conditions']}")
     document_of(await http.post(f"/fleet/jobs/{job_id}/actions", json={"action": "cancel"}))
     return (int(stamp.read_text()) - began) / 1e6
 
