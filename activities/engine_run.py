@@ -58,8 +58,7 @@ class EngineActivities:
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            details = activity.cancellation_details()
-            attempt.stop("drain" if details and details.worker_shutdown else "cancelled")
+            attempt.stop(_reason_of(activity.cancellation_details()))
             return await running
 
 
@@ -429,6 +428,15 @@ class Attempt:
             duration_s=round(time.monotonic() - self._began, 3),
             log_tail=self._output.log_tail if self._output else "",
         )
+
+
+def _reason_of(details: activity.ActivityCancellationDetails | None) -> str:
+    """Return why the SDK wants the activity to end, in the words of `STOP_FAILURES`."""
+    if details is None or details.cancel_requested:
+        return "cancelled"
+    if details.worker_shutdown:
+        return "drain"
+    return "paused" if details.paused else "fenced"
 
 
 def _fresh_folder(folder: Path) -> None:

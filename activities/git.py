@@ -173,6 +173,16 @@ async def run_git(
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,  # no terminal to ask on, and one group to kill
     )
+    output = await _finish(process, argv, stdin, timeout_s)
+    if output.code not in accept:
+        raise git_failure(argv, output)
+    return output
+
+
+async def _finish(
+    process: asyncio.subprocess.Process, argv: Sequence[str], stdin: bytes | None, timeout_s: float
+) -> GitOutput:
+    """Wait for git; however the waiting ends, git and what it started are gone."""
     try:
         async with asyncio.timeout(timeout_s):
             out, err = await process.communicate(stdin)
@@ -183,10 +193,7 @@ async def run_git(
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-    output = GitOutput(process.returncode or 0, out, err.decode(errors="replace")[-STDERR_TAIL:].strip())
-    if output.code not in accept:
-        raise git_failure(argv, output)
-    return output
+    return GitOutput(process.returncode or 0, out, err.decode(errors="replace")[-STDERR_TAIL:].strip())
 
 
 def git_failure(argv: Sequence[str], output: GitOutput) -> WorkspaceError:

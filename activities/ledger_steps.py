@@ -12,8 +12,10 @@ from typing import Any
 
 from temporalio import activity
 
+from activities import git
 from activities.temporal_errors import raise_activity_error
-from core.errors import GigafactoryError
+from core.errors import GigafactoryError, WorkspaceError
+from core.job import Repository, RepositoryKind
 from core.job_messages import (
     HoldRequest,
     JobRef,
@@ -38,12 +40,12 @@ class LedgerSteps:
     @property
     def local(self) -> list[Callable[..., Any]]:
         """The activities that run beside workflow tasks."""
-        return [self.write_record, self.hold, self.resolve_parents, self.reclaim, self.place_step]
+        return [self.write_record, self.hold, self.reclaim, self.place_step]
 
     @property
     def remote(self) -> list[Callable[..., Any]]:
         """The activities of the queue `gf.io`."""
-        return [self.route]
+        return [self.route, self.resolve_parents]
 
     @activity.defn
     async def write_record(self, request: WriteRequest) -> None:
@@ -62,9 +64,21 @@ class LedgerSteps:
 
     @activity.defn
     async def resolve_parents(self, request: JobRef) -> ParentsReply:
-        """Say whether the job's parents are done; reads only."""
+        """Say whether the job's parents are done and, before its first attempt, where its base is then; reads only."""
         state = await self._ledger.parents_state(request.job_id)
-        return ParentsReply(outcome=state.outcome, message=state.message)
+        reply = ParentsReply(outcome=state.outcome, message=state.message)
+        if state.outcome != "ready":
+            return reply
+        job = await self._ledger.job(request.job_id)
+        repository = Repository.model_validate(job.repository)
+        if job.epoch > 0 or repository.kind == RepositoryKind.DIRECTORY:
+            return reply
+        ref = f"refs/heads/{repository.base}"
+        try:
+            refs = await git.ls_remote(repository.url, ref)
+        except WorkspaceError as error:
+            raise_activity_error(error)
+        return reply.model_copy(update={"base_sha": refs.get(ref, "")})
 
     @activity.defn
     async def route(self, request: JobRef) -> RouteReply:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from temporalio import activity
 
@@ -22,6 +22,8 @@ from activities.workspace import store
 from core.attempt import LOG_TAIL_CHARS, ShipRequest, ShipResult
 from core.errors import StaleEpoch, WorkspaceError
 from core.job import RepositoryKind, ShipMode
+
+Outcome = Literal["shipped", "conflict", "verify_failed", "fenced"]
 
 ROUNDS: Final = 5
 """How often a base that moves again and again is followed."""
@@ -234,14 +236,12 @@ class Shipment:
         text = f"epoch {self._request.epoch} was superseded or retracted on {git.strip_userinfo(self._url)}"
         return self._result("fenced", (), self._target, text)
 
-    def _result(self, outcome: str, commits: tuple[str, ...], ref: str, message: str) -> ShipResult:
-        return ShipResult.model_validate(
-            {
-                "job_id": self._request.job_id,
-                "epoch": self._request.epoch,
-                "outcome": outcome,
-                "commits": commits,
-                "ref": ref,
-                "message": message[:LOG_TAIL_CHARS],
-            }
+    def _result(self, outcome: Outcome, commits: tuple[str, ...], ref: str, message: str) -> ShipResult:
+        return ShipResult(
+            job_id=self._request.job_id,
+            epoch=self._request.epoch,
+            outcome=outcome,
+            commits=commits,
+            ref=ref,
+            message=message[:LOG_TAIL_CHARS],
         )

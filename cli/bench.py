@@ -22,6 +22,9 @@ def names() -> list[str]:
 
 def bench(name: str, arguments: list[str], *, as_json: bool) -> int:
     """Run the benchmark `name` and return its exit code; with `as_json` its one document goes to stdout."""
+    if name == "list":
+        output.document({"benches": names()}) if as_json else output.say("\n".join(names()))
+        return ExitCode.DONE
     if name not in names():
         known = ", ".join(names()) or "none in this installation"
         output.failure(f"there is no benchmark {name!r}", hint=f"there are: {known}", code="not_found", as_json=as_json)

@@ -218,9 +218,7 @@ def parse_answer(model: type[AnswerT], raw: bytes, *, job_id: str, epoch: int) -
         where = ".".join(str(part) for part in first["loc"]) or "answer"
         return f"malformed {model.__name__}: {where}: {first['msg']} ({error.error_count()} problem(s))"
     if (answer.job_id, answer.epoch) != (job_id, epoch):
-        return (
-            f"{model.__name__} is for {answer.job_id} epoch {answer.epoch}, expected {job_id} epoch {epoch}"
-        )
+        return f"{model.__name__} is for {answer.job_id} epoch {answer.epoch}, expected {job_id} epoch {epoch}"
     return answer
 
 

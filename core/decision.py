@@ -184,7 +184,9 @@ def _on_parents(state: JobState, event: ParentsResolved, now: datetime) -> Decis
     if event.outcome == "ready":
         conditions = _without(state, "parents", "parent_failed")
         unblocked = _update(state, conditions=conditions, wake_at=wake_at)
-        writes = _conditions_changed(state, unblocked, "parents are done")
+        entry = Entry(type="parents.done", message="the parents are done", data={"base_sha": event.base_sha})
+        write = Write(record=Record(entries=(entry,), conditions=conditions, base_sha=event.base_sha or None))
+        writes = (write,) if event.base_sha or conditions != state.conditions else ()
         return Decision(state=unblocked, commands=(*writes, *(() if unblocked.paused else (Route(),))))
     reason = "parents" if event.outcome == "waiting" else "parent_failed"
     condition = Condition(type="blocked", reason=reason, message=event.message)

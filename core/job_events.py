@@ -79,6 +79,8 @@ class ParentsResolved(Message):
 
     outcome: Literal["ready", "waiting", "failed"]
     message: str = ""
+    base_sha: str = ""
+    """When they are done: where the work starts, so that it has what they shipped; empty leaves it as it is."""
 
 
 class Granted(Message):

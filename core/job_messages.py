@@ -96,6 +96,8 @@ class ParentsReply(Message):
 
     outcome: Literal["ready", "waiting", "failed"]
     message: str = ""
+    base_sha: str = ""
+    """When they are done: the commit that the base branch is at now, with what the parents shipped."""
 
 
 class RouteReply(Message):

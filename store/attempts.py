@@ -30,7 +30,6 @@ MAX_REFUSED_EVENTS = 20
 
 OPEN_STATES: tuple[LeaseState, ...] = ("living", "accepted", "ended")
 """States in which an attempt's output is still taken in."""
-LIVING: tuple[LeaseState, ...] = ("living",)
 
 
 class Fenced:
@@ -132,8 +131,11 @@ def guard(connection: Connection, job_id: str, epoch: int, *, kind: str, content
 
 
 def started(connection: Connection, job_id: str, epoch: int, info: StartedInfo, now: datetime) -> None:
-    """Write that the engine runs; the job is now building."""
-    fenced = fence(connection, job_id, epoch, kind="started", content=info.model_dump(), now=now, states=LIVING)
+    """Write that the engine runs; with a living lease the job is now building.
+
+    A short attempt may be over before its first word arrives: then that is kept, and moves nothing.
+    """
+    fenced = fence(connection, job_id, epoch, kind="started", content=info.model_dump(), now=now)
     job = fenced.job
     first = connection.execute(
         update(runs)
@@ -144,7 +146,7 @@ def started(connection: Connection, job_id: str, epoch: int, info: StartedInfo, 
         return
     data = {"factory": fenced.lease.factory, "engine": fenced.lease.engine, "engine_version": info.engine_version}
     job.event("attempt.started", f"{fenced.lease.engine} on {fenced.lease.factory}", data, epoch=epoch)
-    if job.stage == Stage.ASSIGNED:
+    if job.stage == Stage.ASSIGNED and fenced.lease.state == "living":
         job.move(Stage.BUILDING, epoch=epoch)
     job.save()
 

@@ -58,6 +58,7 @@ WORKSPACE_SLOTS_BEYOND_SEATS: Final = 2
 SEAL_S: Final = 15.0
 """Time that a drained attempt has, beyond the graces, to seal its checkpoint."""
 LAST_WORDS_S: Final = 3.0
+HOUSEKEEPING_S: Final = 3600.0
 EXIT_BROKEN: Final = 1
 """A worker ended by itself; a new agent may do better."""
 EXIT_IN_USE: Final = 3
@@ -79,6 +80,7 @@ class Agent:
         self.paths = FactoryPaths(self.settings.home / "factories" / self.name)
         for folder in (self.paths.attempts, self.paths.mirrors, self.paths.spool):
             folder.mkdir(parents=True, exist_ok=True)
+        self.paths.root.chmod(0o700)  # what engines print is not redacted yet where it lies
         token_file = self.settings.home / "factory-token"
         url = self.settings.api_url or f"http://{self.settings.api_host}:{self.settings.api_port}"
         self.api = FactoryApi(url, token_file)
@@ -101,10 +103,11 @@ class Agent:
         if client is not None and await self._register(machine):
             async with _Running(self._workers(client, machine)) as running:
                 log.info("factory.ready", name=self.name, pid=os.getpid())
-                beating = asyncio.create_task(self._beat(machine))
+                background = [asyncio.create_task(self._beat(machine)), asyncio.create_task(self._keep_house())]
                 if not await running.until(self.stop):
                     self.exit_code = EXIT_BROKEN
-                beating.cancel()
+                for task in background:
+                    task.cancel()
                 await self._drain()
         await self._farewell()
         return self.exit_code
@@ -129,14 +132,13 @@ class Agent:
         return await prober.report(list(self.catalogue.engines.values()), self.paths.root)
 
     async def _settle_orphans(self) -> None:
-        """Kill, save and certify what the agent before us left; then forget old folders."""
+        """Kill, save and certify what the agent before us left."""
         orphans = await asyncio.to_thread(lambda: list(processes.find_orphans(self.paths.attempts)))
         for orphan in orphans:
             certificate = orphan.certificate
             if certificate is not None:
                 await self._patiently("certify", lambda letter=certificate: self.api.certify(letter))  # type: ignore[misc]
             orphan.close()
-        await asyncio.to_thread(processes.forget_old_attempts, self.paths.attempts)
 
     async def _patiently(self, what: str, call: Callable[[], Any]) -> bool:
         """Repeat a call until the API takes it; False when it is refused for good or we have to go."""
@@ -278,6 +280,12 @@ class Agent:
                 self.stop.set()
             except GigafactoryError as error:
                 log.warning("factory.unheard", error=error.message)
+
+    async def _keep_house(self) -> None:
+        """Forget attempts that ended long ago."""
+        while True:
+            await asyncio.to_thread(processes.forget_old_attempts, self.paths.attempts)
+            await asyncio.sleep(HOUSEKEEPING_S)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

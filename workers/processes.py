@@ -65,25 +65,30 @@ def rescue_run(folder: Path, reason: str = "supervisor_died") -> Rescue:
 
 def kill_run(folder: Path, state: Mapping[str, Any]) -> bool:
     """Kill everything that is known of a run and everything below it; return whether nothing is left."""
-    marker = f"GIGAFACTORY_RUN_DIR={folder}"
+    known = {int(pid): str(birth) for pid, birth in state.get("descendants", {}).items()}
+    if "engine" in state:
+        known[state["engine"]["pid"]] = state["engine"]["birth"]
     limit = time.monotonic() + KILL_LIMIT_S
-    known = {process["pid"]: process["birth"] for process in [state["engine"]] if process} if state else {}
-    known |= {int(pid): birth for pid, birth in state.get("descendants", {}).items()}
-    seen: set[int] = set()
+    victims: set[int] = set()
     while time.monotonic() < limit:
-        alive = {pid: birth for pid, birth in known.items() if process_table.is_alive(pid, birth)}
-        alive |= process_table.marked_processes(marker)
-        for pid in list(alive):
-            alive |= process_table.living_descendants(pid)
-        if not alive:
-            _collect(seen)
-            return True
+        alive = _alive(folder, known)
         for pid in alive:
             process_table.kill(pid)
-        seen |= set(alive)
-        _collect(seen)
+        victims |= alive
+        _collect(victims)
+        if not alive:
+            return True
         time.sleep(0.002)
     return False
+
+
+def _alive(folder: Path, known: Mapping[int, str]) -> set[int]:
+    """Return the living processes of a run: those known, those that carry its mark, and all below them."""
+    found = {pid for pid, birth in known.items() if process_table.is_alive(pid, birth)}
+    found |= set(process_table.marked_processes(f"GIGAFACTORY_RUN_DIR={folder}"))
+    for pid in tuple(found):
+        found |= set(process_table.living_descendants(pid))
+    return found
 
 
 def _collect(pids: set[int]) -> None:

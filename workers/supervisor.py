@@ -398,7 +398,7 @@ def nursery(channel_fd: int) -> None:
     """Fork a supervisor for each message on the channel (path of a specification, two descriptors), until it ends."""
     import socket  # noqa: PLC0415 - not needed by a supervisor
 
-    from workers import salvage  # noqa: F401, PLC0415 - loaded once, for all
+    from workers import certificate, salvage  # noqa: F401, PLC0415 - loaded once, for all
 
     channel = socket.socket(fileno=channel_fd)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them here

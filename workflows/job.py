@@ -101,6 +101,8 @@ with workflow.unsafe.imports_passed_through():
 
 LEDGER_TIMEOUT = timedelta(seconds=10)
 """One ledger transaction; the database answers in milliseconds or is away."""
+REMOTE_TIMEOUT = timedelta(minutes=2)
+"""A step that may ask a git remote."""
 LEDGER_RETRY = RetryPolicy(
     initial_interval=timedelta(milliseconds=100), maximum_interval=timedelta(seconds=10), maximum_attempts=0
 )
@@ -292,8 +294,7 @@ class JobWorkflow:
             case Hold():
                 await self._ledger("hold", HoldRequest(job_id=self._input.job_id), None, "hold")
             case ResolveParents():
-                reply = await self._ledger("resolve_parents", self._ref(), ParentsReply, "parents?")
-                self._inbox.append(ParentsResolved(outcome=reply.outcome, message=reply.message))
+                await self._resolve_parents()
             case Route():
                 await self._route()
             case Retract():
@@ -339,6 +340,19 @@ class JobWorkflow:
             retry_policy=LEDGER_RETRY,
             summary=summary[:200],
         )
+
+    async def _resolve_parents(self) -> None:
+        reply = await workflow.execute_activity(
+            "resolve_parents",
+            self._ref(),
+            task_queue=IO_QUEUE,
+            result_type=ParentsReply,
+            start_to_close_timeout=REMOTE_TIMEOUT,
+            retry_policy=LEDGER_RETRY,
+            summary="are the parents done?",
+        )
+        answer = ParentsResolved(outcome=reply.outcome, message=reply.message, base_sha=reply.base_sha)
+        self._inbox.append(answer)
 
     async def _route(self) -> None:
         reply = await workflow.execute_activity(

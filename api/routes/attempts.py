@@ -5,7 +5,6 @@ Every write names job and epoch; 409 `stale_epoch` means that the attempt's leas
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
@@ -18,7 +17,6 @@ from api.documents import ArtifactDocument, Document, artifact_document
 from api.routes.jobs import JobId
 from core.attempt import BuildResult, DeathCertificate
 from core.errors import FieldProblem, InvalidInput
-from store.ledger import Ledger
 from store.messages import ArtifactFile, AttemptStep, LogLine, StartedInfo
 
 router = APIRouter(prefix="/fleet/attempts", tags=["attempts"], dependencies=[Depends(requires(Role.FACTORY))])
@@ -118,7 +116,8 @@ async def report_attempt(parts: Parts, job_id: JobId, epoch: Epoch, report: Repo
 async def _apply(parts: Backend, job_id: str, epoch: int, report: Report) -> None:
     ledger, now = parts.ledger, utc_now()
     if report.started is not None:
-        await _note_start(ledger, job_id, epoch, report.started, now)
+        info = StartedInfo(**report.started.model_dump(exclude={"at"}))
+        await ledger.attempt_started(job_id, epoch, info, now=now)
     for block in report.logs:
         lines = [LogLine(at=line.at, text=line.text) for line in block.lines]
         await ledger.append_logs(job_id, epoch, block.stream, block.first_seq, lines, now=now)
@@ -129,18 +128,6 @@ async def _apply(parts: Backend, job_id: str, epoch: int, report: Report) -> Non
         await ledger.checkpoint(job_id, epoch, report.checkpoint.sha, now=now)
     if report.result is not None:
         await ledger.accept_result(job_id, epoch, report.result.sha, result=report.result.answer, now=now)
-
-
-async def _note_start(ledger: Ledger, job_id: str, epoch: int, started: Started, now: datetime) -> None:
-    """Note that the engine runs, once.
-
-    A report whose answer was lost comes again, maybe after its result was accepted: then only the fence is asked.
-    """
-    if any(attempt.epoch == epoch and attempt.started_at for attempt in await ledger.attempts(job_id)):
-        await ledger.guard_epoch(job_id, epoch, now, kind="started")
-        return
-    info = StartedInfo(**started.model_dump(exclude={"at"}))
-    await ledger.attempt_started(job_id, epoch, info, now=now)
 
 
 @router.post("/{job_id}/{epoch}/artifacts", status_code=201, openapi_extra=RAW_BODY)

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from activities.engine_run import EngineActivities
 from activities.fence import job_ref, opened, wip_ref
+from activities.supervision import RunExit
 from core.attempt import BuildResult, Resume
 from core.job import FailureKind, Repository, RepositoryKind
+from engines.base import EngineOutcome
 from tests.activities.factory_bench import Bench
 from tests.repositories import Checkout
 from workers.process_table import birth_of
@@ -163,6 +166,84 @@ async def test_supervisor_killed_fails_the_attempt_and_saves_its_work(bench: Ben
     assert "supervisor" in built.message
     assert birth_of(state["engine"]["pid"]) is None
     assert remote.git("show", f"{built.checkpoint_sha}:new.txt") == "half"
+
+
+async def test_cancel_by_the_sdk_kills_and_answers(bench: Bench, remote: Checkout) -> None:
+    """A cancel that comes through the worker instead of a beat ends the attempt in the same way."""
+    environment = bench.environment()
+    request = bench.build_request(bench.spec("echo half > new.txt; echo up > up; sleep 600"))
+    task = asyncio.ensure_future(environment.run(EngineActivities(bench.context).run_engine, request))
+    await appears(bench.context.paths.attempt("j-1", 1) / "work" / "up")
+    environment.cancel()
+    built = await asyncio.wait_for(task, 10)
+    assert built.failure == FailureKind.CANCELLED
+    assert remote.git("show", f"{built.checkpoint_sha}:new.txt") == "half"
+
+
+@pytest.mark.parametrize("code", [0, 1])
+async def test_remote_that_goes_away_keeps_the_work_here(
+    bench: Bench, remote: Checkout, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """A push that fails is tried again; then the work is on a ref of the mirror, and the true failure is told."""
+    monkeypatch.setattr("activities.engine_run.PUSH_PAUSES_S", (0.01, 0.01))
+    built = await bench.build(bench.spec(f"echo x > new.txt; rm {remote.path}/HEAD; exit {code}"))
+    assert built.failure == (FailureKind.ENGINE_ERROR if code else FailureKind.WORKSPACE)
+    mirror = Checkout(bench.context.workspaces.path(str(remote.path)))
+    assert mirror.git("show", f"{wip_ref('j-1', 1)}:new.txt") == "x"
+
+
+async def test_short_outage_of_the_remote_is_survived(
+    bench: Bench, remote: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The candidate is pushed as soon as the remote is back."""
+    monkeypatch.setattr("activities.engine_run.PUSH_PAUSES_S", (0.01, 3.0))
+    head = remote.path / "HEAD"
+    spec = bench.spec(f"echo x > new.txt; mv {head} {head}.away")
+    task = asyncio.create_task(bench.build(spec))
+    while not any("work" in message for _, message in bench.reports.events) and head.exists():
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.5)
+    Path(f"{head}.away").rename(head)
+    assert (await task).outcome == "succeeded"
+
+
+async def test_cancel_while_the_api_is_away_gives_the_result_up(bench: Bench) -> None:
+    """A result that nobody could take before the cancel does not count."""
+    never = asyncio.Event()
+
+    async def deliver(result: BuildResult) -> None:
+        bench.handle.answer = "cancel"
+        await never.wait()
+
+    bench.reports.deliver = deliver  # type: ignore[method-assign]
+    built = await asyncio.wait_for(bench.build(bench.spec("echo x > x")), 10)
+    assert (built.outcome, built.failure) == ("failed", FailureKind.LEASE_LOST)
+    assert "before its result was taken" in built.message
+
+
+async def test_steps_of_an_engine_are_told_redacted(bench: Bench) -> None:
+    """What the parser sees becomes steps, without secrets and of bounded size."""
+    from activities.output import EngineOutput
+    from engines.base import StreamEvent
+
+    class Parser:
+        def feed(self, line: bytes) -> list[StreamEvent]:
+            return [
+                StreamEvent("tool_call", line.decode(), {"token": "hunter2-hunter2", "big": "x" * len(line) * 1000})
+            ]
+
+        def finish(self, exit_code: int | None, stderr_tail: str) -> EngineOutcome:
+            return EngineOutcome(ok=True)
+
+    folder = bench.context.paths.attempts
+    (folder / "out.log").write_bytes(b"a hunter2-hunter2\nb")
+    ended: asyncio.Future[RunExit] = asyncio.get_running_loop().create_future()
+    ended.set_result(RunExit("exited"))
+    output = EngineOutput(folder, Parser(), bench.reports, bench.context.redactor, tell_text=True)
+    await output.follow(ended)
+    assert bench.reports.events == [("tool_call", "a [redacted:MY_TOKEN]"), ("tool_call", "b")]
+    assert bench.reports.text().splitlines() == ["a [redacted:MY_TOKEN]", "b"]
+    assert output.steps == 2
 
 
 async def test_stale_result_is_not_delivered(bench: Bench) -> None:

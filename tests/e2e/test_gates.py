@@ -238,7 +238,9 @@ def test_child_waits_for_its_parent(stack: Stack, remote: Remote) -> None:
     wait_for("the block", lambda: stack.job(child)["conditions"])
     assert parent in stack.job(child)["conditions"][0]["message"]
     stack.ship(parent)
-    stack.until(child, "testing", "failed")
+    document = stack.gate(child)
+    assert document["stage"] == "testing"
+    assert remote.show(f"{document['candidate_sha']}:c.txt") == "p"
 
 
 def test_same_key_is_one_job_and_other_content_a_conflict(stack: Stack, remote: Remote) -> None:

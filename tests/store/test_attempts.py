@@ -110,13 +110,25 @@ async def test_output_of_an_ended_attempt_still_comes_in(floor: Fleet, kind: str
     assert await floor.events("j-1", "write.refused") == []
 
 
-@pytest.mark.parametrize("kind", ["started", "result"])
-async def test_ended_attempt_can_neither_start_nor_finish(floor: Fleet, kind: str) -> None:
-    """After its end an attempt brings the job nowhere."""
+async def test_ended_attempt_cannot_finish(floor: Fleet) -> None:
+    """After its end an attempt brings no result."""
     await floor.record("j-1", Stage.FAILED, epoch=1, attempt_outcome="crash", end_lease=True)
 
     with pytest.raises(StaleEpoch):
-        await WRITES[kind](floor, 1)
+        await WRITES["result"](floor, 1)
+
+
+async def test_first_word_after_the_end_is_kept_and_moves_nothing(fleet: Fleet) -> None:
+    """A short attempt may be over before its `started` arrives: no write is refused, no stage changes."""
+    await fleet.factory("f1")
+    await fleet.granted("j-1")
+    await fleet.record("j-1", Stage.FAILED, epoch=1, attempt_outcome="crash", end_lease=True)
+
+    await fleet.ledger.attempt_started("j-1", 1, StartedInfo(engine_version="2.1"), fleet.tick())
+
+    job = await fleet.job("j-1")
+    assert (job.stage, job.attempts[0].engine_version) == (Stage.FAILED, "2.1")
+    assert await fleet.events("j-1", "write.refused") == []
 
 
 async def test_flood_of_stale_writes_is_bounded_and_counted(floor: Fleet) -> None:

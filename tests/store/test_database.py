@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from sqlalchemy import Connection, text
 from core.errors import Conflict, InvalidInput, NotFound, Unavailable
 from core.settings import Settings
 from store import open_ledger
-from store.database import Refused, SqliteDatabase, ledger_url, open_database
+from store.database import Database, Refused, SqliteDatabase, ledger_url, open_database
 from tests.conftest_postgres import postgres_binaries, running_postgres
 from tests.store.fleet import Fleet
+
+Opener = Callable[..., Database]
 
 
 def make(connection: Connection) -> None:
@@ -33,9 +36,23 @@ def count(connection: Connection) -> int:
     return int(connection.execute(text("SELECT count(*) FROM t")).scalar_one())
 
 
-async def test_write_that_fails_leaves_nothing(empty_url: str) -> None:
+@pytest.fixture
+async def opened() -> AsyncIterator[Opener]:
+    """Return how to open a database that is closed when the test ends, whatever its end."""
+    databases: list[Database] = []
+
+    def open_(url: str, **options: Any) -> Database:
+        databases.append(open_database(url, **options))
+        return databases[-1]
+
+    yield open_
+    for database in databases:
+        await database.close()
+
+
+async def test_write_that_fails_leaves_nothing(empty_url: str, opened: Opener) -> None:
     """A unit of work is done whole or not at all; a refusal alone keeps what it wrote."""
-    database = open_database(empty_url)
+    database = opened(empty_url)
     await database.write(make)
 
     def breaks(connection: Connection) -> None:
@@ -52,22 +69,20 @@ async def test_write_that_fails_leaves_nothing(empty_url: str) -> None:
     with pytest.raises(Conflict):
         await database.write(refuses)
     assert await database.read(count) == 1
-    await database.close()
 
 
-async def test_read_cannot_write(empty_url: str) -> None:
+async def test_read_cannot_write(empty_url: str, opened: Opener) -> None:
     """The read path is read only, by the database's own word."""
-    database = open_database(empty_url)
+    database = opened(empty_url)
     await database.write(make)
 
     with pytest.raises(Exception, match=r"read-?only"):
         await database.read(add, 1)
-    await database.close()
 
 
-async def test_write_of_a_caller_that_went_away_is_whole(empty_url: str) -> None:
+async def test_write_of_a_caller_that_went_away_is_whole(empty_url: str, opened: Opener) -> None:
     """A cancelled caller leaves either everything or nothing, and the next write goes on as usual."""
-    database = open_database(empty_url)
+    database = opened(empty_url)
     await database.write(make)
 
     def two(connection: Connection) -> None:
@@ -83,7 +98,6 @@ async def test_write_of_a_caller_that_went_away_is_whole(empty_url: str) -> None
     await database.write(two)
 
     assert await database.read(count) % 2 == 0
-    await database.close()
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://x/y"])
@@ -101,31 +115,32 @@ def test_password_of_a_refused_url_is_not_shown() -> None:
     assert "secret" not in caught.value.message
 
 
-def test_sqlite_that_is_too_old_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sqlite_that_is_too_old_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Opener
+) -> None:
     """An old SQLite is found when the ledger is opened, not by a syntax error later."""
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 31, 1))
 
     with pytest.raises(Unavailable, match=r"SQLite 3\.35 or newer"):
-        open_database(f"sqlite:///{tmp_path / 'ledger.db'}")
+        opened(f"sqlite:///{tmp_path / 'ledger.db'}")
 
 
-async def test_sqlite_uses_write_ahead_log_and_waits_for_writers(tmp_path: Path) -> None:
+async def test_sqlite_uses_write_ahead_log_and_waits_for_writers(tmp_path: Path, opened: Opener) -> None:
     """Readers never wait, writers wait for each other, references hold, and `synchronous` is the setting's."""
     for setting, level in (("normal", 1), ("full", 2)):
-        database = open_database(f"sqlite:///{tmp_path / setting}.db", synchronous=setting)  # type: ignore[arg-type]
+        database = opened(f"sqlite:///{tmp_path / setting}.db", synchronous=setting)
 
         def pragmas(connection: Connection) -> list[Any]:
             names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
             return [connection.execute(text(f"PRAGMA {name}")).scalar_one() for name in names]
 
         assert await database.write(pragmas) == ["wal", level, 1, 15_000]
-        await database.close()
 
 
-async def test_sqlite_write_holds_the_lock_from_its_first_statement(tmp_path: Path) -> None:
+async def test_sqlite_write_holds_the_lock_from_its_first_statement(tmp_path: Path, opened: Opener) -> None:
     """A write transaction is immediate: nobody writes between what it reads first and what it writes then."""
     path = tmp_path / "ledger.db"
-    database = open_database(f"sqlite:///{path}")
+    database = opened(f"sqlite:///{path}")
     await database.write(make)
 
     def read_then_look(connection: Connection) -> str:
@@ -140,14 +155,15 @@ async def test_sqlite_write_holds_the_lock_from_its_first_statement(tmp_path: Pa
         return "the other one could write"
 
     assert await database.write(read_then_look) == "database is locked"
-    await database.close()
 
 
-async def test_sqlite_that_stays_locked_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sqlite_that_stays_locked_is_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Opener
+) -> None:
     """A ledger that another program keeps locked is reported as such, and works again afterwards."""
     monkeypatch.setattr("store.database.BUSY_TIMEOUT_MS", 20)
     path = tmp_path / "ledger.db"
-    database = open_database(f"sqlite:///{path}")
+    database = opened(f"sqlite:///{path}")
     assert isinstance(database, SqliteDatabase)
     await database.write(make)
     other = sqlite3.connect(path, isolation_level=None)
@@ -159,17 +175,16 @@ async def test_sqlite_that_stays_locked_is_unavailable(tmp_path: Path, monkeypat
     other.close()
 
     assert await database.write(add, 2) == 2
-    await database.close()
 
 
 @pytest.mark.postgres
-async def test_postgres_that_went_away_is_unavailable_and_comes_back() -> None:
+async def test_postgres_that_went_away_is_unavailable_and_comes_back(opened: Opener) -> None:
     """While the server is away every call says so and may be tried again; afterwards reads work at once."""
     binaries = postgres_binaries()
     if binaries is None:
         pytest.skip("PostgreSQL's server binaries are not installed")
     with running_postgres(binaries) as server:
-        database = open_database(server.url())
+        database = opened(server.url())
         await database.write(make)
         await database.write(add, 1)
         assert await database.read(count) == 1
@@ -180,14 +195,13 @@ async def test_postgres_that_went_away_is_unavailable_and_comes_back() -> None:
         with pytest.raises(Unavailable) as caught:
             await call
         assert caught.value.retryable
-    await database.close()
 
 
 @pytest.mark.postgres
-async def test_postgres_deadlock_is_solved_by_trying_again(postgres_server: Any) -> None:
+async def test_postgres_deadlock_is_solved_by_trying_again(postgres_server: Any, opened: Opener) -> None:
     """Two units of work that lock the same rows in opposite order both come to their end."""
     postgres_server.run("CREATE DATABASE deadlock")
-    database = open_database(postgres_server.url("deadlock"))
+    database = opened(postgres_server.url("deadlock"))
     await database.write(make)
     await database.write(add, 1)
     await database.write(add, 2)
@@ -207,7 +221,6 @@ async def test_postgres_deadlock_is_solved_by_trying_again(postgres_server: Any)
     await asyncio.gather(database.write(cross, 1, 2), database.write(cross, 2, 1))
 
     assert len(tries) > 2
-    await database.close()
 
 
 async def test_closed_sqlite_ledger_is_one_file(sqlite_template: Path, tmp_path: Path) -> None:

@@ -233,7 +233,9 @@ async def open_floor(client: Client) -> AsyncIterator[Floor]:
                 workflow_runner=workflow_runner(),
             )
         )
-        await stack.enter_async_context(Worker(client, task_queue=IO_QUEUE, activities=[control.route]))
+        await stack.enter_async_context(
+            Worker(client, task_queue=IO_QUEUE, activities=[control.route, control.resolve_parents])
+        )
         yield floor
 
 
