@@ -35,6 +35,8 @@ LEASE_MARGIN: Final = 0.2
 """Part of the lease's life, three seconds at the most, by which a run ends before the lease does."""
 PUSH_PAUSES_S: Final = (0.5, 2.0)
 """Waits before a push that did not reach the remote is tried again."""
+LAST_WORDS_S: Final = 2.0
+"""How long a failed attempt waits for the API to take its last lines; afterwards they may come too late."""
 STOP_FAILURES: Final = {
     "timeout": (FailureKind.TIMEOUT, "the wall time of {timeout_s} s ran out"),
     "cancelled": (FailureKind.CANCELLED, "cancelled"),
@@ -94,7 +96,10 @@ class Attempt:
         beats = asyncio.create_task(self._keep_lease())
         drain = asyncio.create_task(self._watch_drain())
         try:
-            return await self._guarded()
+            result = await self._guarded()
+            if result.outcome == "failed":  # before the next epoch begins, after which nothing of this one is taken
+                await self._reports.flush(LAST_WORDS_S)
+            return result
         finally:
             for task in (beats, drain):
                 task.cancel()

@@ -80,6 +80,10 @@ class AttemptReports(Protocol):
         """
         ...
 
+    async def flush(self, limit_s: float) -> None:
+        """Send what waits now, and wait for that as long as `limit_s`."""
+        ...
+
     async def upload(self, path: str, body: bytes, *, kind: Literal["file", "diff", "log"], media_type: str) -> None:
         """Store one captured file.
 

@@ -39,16 +39,16 @@ class PostgresServer:
         """Return the SQLAlchemy URL of a database."""
         return f"postgresql+asyncpg://{USER}@/{database}?host={self.socket}&port={PORT}"
 
-    def run(self, *statements: str) -> None:
-        """Run statements outside of any transaction."""
+    def run(self, *statements: str, database: str = "postgres") -> None:
+        """Run statements, each by itself."""
         with ThreadPoolExecutor(1) as thread:  # a test's own event loop may be running in this one
-            thread.submit(lambda: asyncio.run(_execute(self.socket, statements))).result()
+            thread.submit(lambda: asyncio.run(_execute(self.socket, database, statements))).result()
 
 
-async def _execute(socket: Path, statements: tuple[str, ...]) -> None:
+async def _execute(socket: Path, database: str, statements: tuple[str, ...]) -> None:
     import asyncpg
 
-    connection = await asyncpg.connect(host=str(socket), port=PORT, user=USER, database="postgres")
+    connection = await asyncpg.connect(host=str(socket), port=PORT, user=USER, database=database)
     try:
         for statement in statements:
             await connection.execute(statement)

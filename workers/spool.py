@@ -215,12 +215,14 @@ class SpooledReports:
         """Return whether something waits to be sent."""
         return self._refused is None and (self._result is not None or self._file.pending)
 
-    async def flushed(self) -> None:
-        """Wait until nothing waits to be sent."""
+    async def flush(self, limit_s: float) -> None:
+        """Send what waits now, and wait for that as long as `limit_s`."""
+        if not self.busy:
+            return
         self._hurry.set()
         self.wake()
-        if self._sender is not None:
-            await self._sender
+        assert self._sender is not None
+        await asyncio.wait({self._sender}, timeout=limit_s)
 
     def close(self) -> None:
         """Stop sending; what is left stays on disk."""
@@ -343,9 +345,7 @@ class Spool:
 
     async def drain(self, limit_s: float) -> None:
         """Send what is left, for a limited time; the rest stays on disk for the next agent."""
-        flushing = [asyncio.create_task(reports.flushed()) for reports in self._attempts.values() if reports.busy]
-        if flushing:
-            await asyncio.wait(flushing, timeout=limit_s)
+        await asyncio.gather(*(reports.flush(limit_s) for reports in self._attempts.values()))
         for reports in self._attempts.values():
             reports.close()
 

@@ -69,6 +69,7 @@ async def test_failed_engine_keeps_its_work_as_checkpoint(bench: Bench, remote: 
     assert remote.git("show", f"{built.checkpoint_sha}:new.txt") == "half"
     assert remote.ref(wip_ref("j-1", 1)) == built.checkpoint_sha
     assert bench.reports.delivered == []
+    assert bench.reports.flushes == 1, "its last lines are told before the next epoch can begin"
 
 
 async def test_next_epoch_continues_from_the_checkpoint_elsewhere(

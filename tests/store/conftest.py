@@ -12,12 +12,14 @@ import pytest
 
 from core.settings import Settings
 from store import migrate, open_ledger
+from store.tables import metadata
 from tests.conftest_postgres import PostgresServer, postgres_server
 from tests.store.fleet import Fleet
 
 __all__ = ["postgres_server"]
 
 TEMPLATE = "ledger_template"
+SHARED = "ledger_shared"
 _numbers = count(1)
 
 
@@ -56,6 +58,18 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield from _postgres_copy(request.getfixturevalue("postgres_server"), "template0")
 
 
+@pytest.fixture
+def own_schema() -> None:
+    """Ask for a database that no other test uses, because the test changes more than rows."""
+
+
+@pytest.fixture(scope="session")
+def postgres_shared(postgres_template: PostgresServer) -> PostgresServer:
+    """Return a server with a migrated ledger that one test after the other empties and uses."""
+    postgres_template.run(f"CREATE DATABASE {SHARED} TEMPLATE {TEMPLATE}")
+    return postgres_template
+
+
 @pytest.fixture(params=BOTH)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Return the URL of a migrated, empty ledger, on each kind of database."""
@@ -63,8 +77,13 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         path = tmp_path / "ledger.db"
         shutil.copyfile(request.getfixturevalue("sqlite_template"), path)
         yield f"sqlite+aiosqlite:///{path}"
-    else:
+    elif "own_schema" in request.fixturenames:
         yield from _postgres_copy(request.getfixturevalue("postgres_template"), TEMPLATE)
+    else:
+        server = request.getfixturevalue("postgres_shared")
+        emptied = [f"DELETE FROM {table}" for table in metadata.tables]  # noqa: S608 - ours
+        server.run("SET session_replication_role = replica", *emptied, database=SHARED)
+        yield server.url(SHARED)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import text
 
 from core.job import Stage
@@ -88,6 +89,7 @@ async def test_epochs_raised_by_several_processes_are_all_different(fleet: Fleet
     assert (await fleet.ledger.verify_chain("j-1")).ok
 
 
+@pytest.mark.usefixtures("own_schema")
 async def test_dispatch_of_several_processes_grants_each_job_and_seat_once(fleet: Fleet) -> None:
     """Processes that dispatch together grant every job exactly once, never more than the seats, and all jobs end.
 

@@ -258,6 +258,7 @@ async def test_untouched_chain_verifies(fleet: Fleet) -> None:
         ("UPDATE jobs SET event_hash = 'x'", 9, "newest"),
     ],
 )
+@pytest.mark.usefixtures("own_schema")
 async def test_tampering_with_events_is_found(fleet: Fleet, tampering: str, broken_at: int, problem: str) -> None:
     """A changed, removed or cut-off event is found, with its number."""
     await fleet.factory("f1")

@@ -132,7 +132,7 @@ async def test_next_agent_sends_what_the_killed_one_could_not(tmp_path: Path, ap
     first = open_spool(tmp_path, api)
     reports = first.attempt("j-1", 1)
     reports.log("stdout", "taken")
-    await reports.flushed()
+    await reports.flush(10)
     api.failing = [Unavailable("away")] * 10_000
     reports.log("stdout", "waiting")
     reports.event("text", "waiting too")
@@ -145,7 +145,7 @@ async def test_next_agent_sends_what_the_killed_one_could_not(tmp_path: Path, ap
     second = open_spool(tmp_path, api)
     again = second.attempt("j-1", 1)
     again.log("stdout", "after")
-    await again.flushed()
+    await again.flush(10)
     assert api.streams["stdout"] == ["taken", "waiting", "after"]
     assert api.steps == ["waiting too"]
     await second.drain(1)
@@ -182,9 +182,9 @@ async def test_malformed_report_does_not_block_others(spool: Spool, api: FakeApi
     api.failing = [InvalidInput("no")]
     bad, good = spool.attempt("j-1", 1), spool.attempt("j-2", 1)
     bad.log("stdout", "x")
-    await bad.flushed()
+    await bad.flush(10)
     good.log("stdout", "y")
-    await good.flushed()
+    await good.flush(10)
     assert api.streams == {"stdout": ["y"]}
 
 
@@ -216,7 +216,7 @@ async def test_many_attempts_keep_few_files_open(spool: Spool) -> None:
     for number in range(120):
         reports: SpooledReports = spool.attempt(f"j-{number}", 1)
         reports.log("stdout", "x")
-        await reports.flushed()
+        await reports.flush(10)
     assert len(spool._attempts) <= 60
 
 
