@@ -102,6 +102,17 @@ async def bare_record(work: Work, stage: str) -> None:
             gates.write(f"{work.job_id}\n")
 
 
+WORKTREES = asyncio.Lock()
+"""`git worktree add` fails now and then beside another one in the same mirror (it reads half-made neighbours)."""
+
+
+async def add_worktree(mirror: Path, place: Path, sha: str) -> Worktree:
+    """Check out a commit, one at a time, as `activities.workspace` does."""
+    async with WORKTREES:
+        await git.add_worktree(mirror, place, sha)
+    return Worktree(mirror, place, git.worktree_admin(place))
+
+
 async def spawn(*command: str, cwd: str) -> None:
     """Run a process to its end, as the engine and the verify command are run."""
     process = await asyncio.create_subprocess_exec(
@@ -121,8 +132,7 @@ async def bare_build(work: Work) -> str:
         await spawn("sh", "-euc", script, cwd=work.folder)
         return ""
     mirror, place = Path(work.mirror), Path(work.folder) / "work"
-    await git.add_worktree(mirror, place, work.base)
-    worktree = Worktree(mirror, place, git.worktree_admin(place))
+    worktree = await add_worktree(mirror, place, work.base)
     await spawn("sh", "-euc", script, cwd=str(place))
     await git.run_git("add", "-A", "--ignore-errors", at=place)
     await git.run_git("diff-index", "--cached", "--raw", "-p", "-z", "-U0", "--no-renames", work.base, at=place)
@@ -150,8 +160,7 @@ async def bare_judge(work: Work) -> None:
 
 async def _verify(work: Work) -> None:
     mirror, place = Path(work.mirror), Path(work.folder) / "verify"
-    await git.add_worktree(mirror, place, work.sha)
-    worktree = Worktree(mirror, place, git.worktree_admin(place))
+    worktree = await add_worktree(mirror, place, work.sha)
     await spawn("sh", "-c", "true", cwd=str(place))
     await asyncio.to_thread(remove, worktree)
 
