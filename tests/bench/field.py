@@ -51,10 +51,10 @@ class Field:
         """Return a client of the stack's Temporal server."""
         return await Client.connect(self.temporal, data_converter=pydantic_data_converter)
 
-    def memory_mb(self) -> dict[str, float]:
+    def memory_mb(self) -> dict[str, int]:
         """Return the resident memory of each part, MiB."""
         status = json.loads(self.gf("status", "--json"))
-        return {part["name"]: part.get("rss_mb", 0) for part in status["parts"]}
+        return {part["name"]: round(part["rss_bytes"] / 1024**2) for part in status["parts"]}
 
 
 def _gf(home: Path, settings: dict[str, str], *arguments: str) -> str:
