@@ -32,7 +32,7 @@ from cli.home import home_dir
 from core.errors import GigafactoryError, InvalidInput
 from core.settings import Settings
 from core.version import VERSION
-from workers.settings_source import FILE_NAME, read_settings
+from store.settings_source import FILE_NAME, read_settings
 from workers.stack_home import LOOPBACK, TOKEN_FILES, port_is_free
 from workers.stack_state import StackState, read_state
 from workers.stack_stop import strays_of

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 EXCEPTIONS: dict[str, tuple[str, ...]] = {
     # Only these commands start or look into processes; all others are clients of the API.
     "cli/up.py": ("workers",),
-    "cli/doctor.py": ("workers",),
+    "cli/doctor.py": ("workers", "store.settings_source"),
     "cli/bench*.py": ("workers",),
     "cli/run_tests.py": ("workers",),
     # `gf explain` works without a stack: it reads the same files that intake reads.

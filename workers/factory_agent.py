@@ -41,12 +41,12 @@ from core.version import VERSION
 from engines.base import Engine
 from engines.registry import read_catalogue
 from store.logging_setup import configure_logging
+from store.settings_source import ROOT, read_settings
 from workers import processes
 from workers.api_client import FactoryApi
 from workers.factory_names import memorable_name
 from workers.probes import MachineReport, Prober, describe_tools, free_disk_gb, load_per_core
 from workers.process_table import become_subreaper, birth_of, is_alive
-from workers.settings_source import ROOT, read_settings
 from workers.spool import Spool
 from workflows.connection import connect
 

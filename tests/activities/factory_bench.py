@@ -26,9 +26,9 @@ from core.job import JobSpec, Repository, ShipMode
 from core.redactor import Redactor
 from core.settings import Settings
 from engines.registry import load
+from store.settings_source import ROOT
 from tests.repositories import Checkout
 from workers import processes
-from workers.settings_source import ROOT
 
 
 @dataclass

@@ -25,13 +25,13 @@ from temporalio.worker import Worker
 
 from core.attempt import BuildRequest, BuildResult, Grant
 from core.job import FailureKind, JobSpec, Repository
+from store.settings_source import ROOT
 from tests.conftest import TemporalServer
 from tests.repositories import Checkout
 from tests.workers.api_stub import ApiStub
 from workers.factory_agent import EXIT_IN_USE, lock_identity
 from workers.factory_names import memorable_name
 from workers.process_table import birth_of
-from workers.settings_source import ROOT
 
 
 @workflow.defn(sandboxed=False)

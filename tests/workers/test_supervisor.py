@@ -19,10 +19,10 @@ import pytest
 from activities.fence import job_ref, opened, wip_ref
 from activities.git import add_worktree, fetch, init_mirror, worktree_admin, write_object
 from activities.supervision import ApiAddress, GitPlan, RunExit, RunSpec, SupervisedRun, Supervisors
+from store.settings_source import ROOT
 from tests.repositories import Checkout
 from tests.workers.api_stub import ApiStub
 from workers.process_table import birth_of
-from workers.settings_source import ROOT
 
 SCRIPT = ROOT / "workers" / "supervisor.py"
 ENV = {"PATH": os.environ["PATH"]}
