@@ -429,32 +429,29 @@ class JobWorkflow:
             self._inbox.append(Judged(verdict=verdict))
 
     async def _ship(self, command: Ship) -> None:
-        job = self._input
-        request = ShipRequest(
-            job_id=job.job_id,
-            product_id=job.product_id,
-            epoch=command.grant.epoch,
-            spec=job.spec,
-            base_sha=command.base_sha,
-            candidate_sha=command.candidate_sha,
-            approved_by=command.approved_by,
+        request = self._ship_request(command, approved_by=command.approved_by)
+        summary = (
+            f"ship {command.candidate_sha[:10]} ({request.spec.ship}), approved by {command.approved_by or 'nobody'}"
         )
-        summary = f"ship {command.candidate_sha[:10]} ({job.spec.ship}), approved by {command.approved_by or 'nobody'}"
         result = await self._workspace_step("ship", request, ShipResult, command.grant, summary)
         if result is not None:
             self._inbox.append(ShipEnded(result=result))
 
-    async def _retract(self, command: Retract) -> None:
-        """Close the fence behind a rejected candidate; the ledger refuses its ship anyway, so once is enough."""
+    def _ship_request(self, command: Ship | Retract, *, approved_by: str = "") -> ShipRequest:
         job = self._input
-        request = ShipRequest(
+        return ShipRequest(
             job_id=job.job_id,
             product_id=job.product_id,
             epoch=command.grant.epoch,
             spec=job.spec,
             base_sha=command.base_sha,
             candidate_sha=command.candidate_sha,
+            approved_by=approved_by,
         )
+
+    async def _retract(self, command: Retract) -> None:
+        """Close the fence behind a rejected candidate; the ledger refuses its ship anyway, so once is enough."""
+        request = self._ship_request(command)
         try:
             await workflow.execute_activity(
                 "retract",
