@@ -7,6 +7,7 @@ order its members come. Shares (`load`, `health`) are decimals; times are aware.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
 from typing import Literal
@@ -15,7 +16,7 @@ from pydantic import AwareDatetime, Field
 
 from core.capability import Requirement, read_requirement
 from core.engine_classes import ENGINE_CLASSES
-from core.job import Message, Priority
+from core.job import JobSpec, Message, Priority, RepositoryKind
 
 FactoryState = Literal["online", "offline", "draining", "quarantined"]
 
@@ -265,3 +266,28 @@ def _engine_label(engine: str | None, engine_class: str | None) -> str:
     if engine:
         return f"engine {engine}"
     return f"engine-class {engine_class}" if engine_class else "no engine and no engine-class"
+
+
+def ready_job(job_id: str, spec: JobSpec, now: datetime) -> ReadyJob:
+    """Return what the router needs to know of a job that is submitted at `now` (aware), and what never changes of it.
+
+    A directory without git is its own lock: two jobs never work in it at once.
+    """
+    place = spec.repository
+    in_place = place.kind == RepositoryKind.DIRECTORY
+    return ReadyJob(
+        job_id=job_id,
+        product_id=spec.product_id,
+        priority=spec.priority,
+        submitted_at=now,
+        capabilities=spec.capabilities,
+        prefers=spec.prefers,
+        engine=spec.engine,
+        engine_class=spec.engine_class,
+        engine_preference=spec.engine_preference,
+        lock=spec.lock,
+        implied_locks=(f"directory {place.host or ''}:{place.url}",) if in_place else (),
+        allowed_scope=spec.allowed_scope,
+        repository_url=place.url,
+        host=place.host,
+    )

@@ -10,8 +10,8 @@ from typing import Any
 from sqlalchemy import Connection, insert, select
 
 from core.errors import FieldProblem, IdempotencyConflict, InvalidInput
-from core.job import Dependency, RepositoryKind, Stage
-from core.router_snapshot import ReadyJob
+from core.job import Dependency, Stage
+from core.router_snapshot import ready_job
 from store.chain import GENESIS, digest, event_hash
 from store.column_types import clean_text
 from store.database import insert_new, serialise
@@ -167,7 +167,7 @@ def _job_row(submission: Submission, now: datetime) -> dict[str, Any]:
         "priority": str(spec.priority),
         "spec": spec.model_dump(mode="json"),
         "documents": submission.documents,
-        "routing": _routing(submission, now).model_dump_json(exclude_defaults=True),
+        "routing": ready_job(submission.job_id, submission.spec, now).model_dump_json(exclude_defaults=True),
         "submitted_by": submission.submitted_by,
         "submitted_at": now,
         "updated_at": now,
@@ -177,28 +177,6 @@ def _job_row(submission: Submission, now: datetime) -> dict[str, Any]:
         "base_sha": spec.repository.base_sha,
         "commits": [],
     }
-
-
-def _routing(submission: Submission, now: datetime) -> ReadyJob:
-    """Return what the router needs to know of the job and what never changes."""
-    spec = submission.spec
-    in_place = spec.repository.kind == RepositoryKind.DIRECTORY
-    return ReadyJob(
-        job_id=submission.job_id,
-        product_id=spec.product_id,
-        priority=spec.priority,
-        submitted_at=now,
-        capabilities=spec.capabilities,
-        prefers=spec.prefers,
-        engine=spec.engine,
-        engine_class=spec.engine_class,
-        engine_preference=spec.engine_preference,
-        lock=spec.lock,
-        implied_locks=(f"directory {spec.repository.host or ''}:{spec.repository.url}",) if in_place else (),
-        allowed_scope=spec.allowed_scope,
-        repository_url=spec.repository.url,
-        host=spec.repository.host,
-    )
 
 
 def _submitted_event(submission: Submission, now: datetime) -> dict[str, Any]:
