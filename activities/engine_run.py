@@ -23,7 +23,7 @@ from activities.briefing import SCRIPT_CLASSES, brief
 from activities.factory import FactoryContext
 from activities.fence import job_ref, opened, wip_ref
 from activities.heartbeat import keep_beating
-from activities.output import EngineOutput
+from activities.output import LAST_WORDS_S, EngineOutput
 from activities.supervision import GitPlan, RunExit, RunSpec, SupervisedRun, SupervisorDied
 from activities.workspace import Worktree, clear, remove, store
 from core.attempt import BuildRequest, BuildResult
@@ -35,8 +35,6 @@ LEASE_MARGIN: Final = 0.2
 """Part of the lease's life, three seconds at the most, by which a run ends before the lease does."""
 PUSH_PAUSES_S: Final = (0.5, 2.0)
 """Waits before a push that did not reach the remote is tried again."""
-LAST_WORDS_S: Final = 2.0
-"""How long a failed attempt waits for the API to take its last lines; afterwards they may come too late."""
 STOP_FAILURES: Final = {
     "timeout": (FailureKind.TIMEOUT, "the wall time of {timeout_s} s ran out"),
     "cancelled": (FailureKind.CANCELLED, "cancelled"),

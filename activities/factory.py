@@ -85,7 +85,7 @@ class AttemptReports(Protocol):
         ...
 
     async def upload(self, path: str, body: bytes, *, kind: Literal["file", "diff", "log"], media_type: str) -> None:
-        """Store one captured file.
+        """Store one captured file; a small one is spooled like everything else.
 
         Raises:
             GigafactoryError: the API did not take it.

@@ -19,7 +19,7 @@ from temporalio import activity
 from activities import git
 from activities.factory import AttemptReports, FactoryContext
 from activities.fence import wip_ref
-from activities.output import RedactedStream, tail_of
+from activities.output import LAST_WORDS_S, RedactedStream, tail_of
 from activities.stoppable import under_heartbeat
 from activities.supervision import RunExit, RunSpec, SupervisedRun, SupervisorDied
 from core.attempt import JudgeRequest, Verdict
@@ -54,6 +54,7 @@ class JudgeActivities:
             self._compare(request, reports),
             Verification(self._context, request.job_id, request.epoch, request.spec).of(request.candidate_sha),
         )
+        await reports.flush(LAST_WORDS_S)  # whoever sees the verdict finds diff and output beside it
         outside = out_of_scope(difference.changes, request.spec.allowed_scope) if difference.changes else ()
         return Verdict(
             job_id=request.job_id,

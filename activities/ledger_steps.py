@@ -54,7 +54,7 @@ class LedgerSteps:
             ack = await self._ledger.record(request.job_id, request.seq, request.record, _now())
         except GigafactoryError as error:
             raise_activity_error(error)
-        if ack.freed or request.record.path:
+        if ack.freed or ack.told:
             self._wake()
 
     @activity.defn

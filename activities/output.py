@@ -22,6 +22,8 @@ from engines.base import StreamEvent, StreamParser
 
 LOOK_S: Final = 0.1
 """How often growing files are looked at."""
+LAST_WORDS_S: Final = 2.0
+"""How long a step that ends waits for the API to take its last lines; later they may come too late."""
 CHUNK_BYTES: Final = 1 << 20
 LONGEST_LOG_LINE: Final = 8192
 LONGEST_DATA: Final = 4000

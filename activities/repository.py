@@ -24,6 +24,7 @@ from activities.git import (
     strip_userinfo,
     write_commit,
 )
+from activities.shared_calls import SharedCalls
 from core.errors import FieldProblem, InvalidInput, WorkspaceError
 from core.job import Repository, RepositoryKind
 
@@ -263,11 +264,19 @@ def _local_path(repo: str) -> str:
     return str(path)
 
 
+async def _read_heads(url: str) -> GitOutput:
+    return await run_git("ls-remote", "-q", "--symref", url, "HEAD", "refs/heads/*", user=True, timeout_s=60)
+
+
+_heads = SharedCalls(_read_heads)
+"""Many jobs for one repository come at once; the API would start a git for each."""
+
+
 async def _resolve_remote(repo: str, base: str | None, host: str) -> Repository:
     network = is_network_url(repo)
     url = repo if network else _local_path(repo)
     try:
-        output = await run_git("ls-remote", "-q", "--symref", url, "HEAD", "refs/heads/*", user=True, timeout_s=60)
+        output = await _heads.ask(url)
     except WorkspaceError as error:
         said = error.fields.get("stderr") or error
         raise _invalid("repo", f"cannot read {strip_userinfo(url)}: {said}", strip_userinfo(repo)) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path, PurePosixPath
@@ -20,8 +19,8 @@ LONGEST_NAME: Final = 200
 """Bytes of one path element; file systems take 255."""
 
 
-def checked_path(path: str) -> PurePosixPath:
-    """Return `path` as a relative path that stays inside its directory.
+def checked_path(path: str, where: str = "query.path") -> PurePosixPath:
+    """Return `path`, the value of the field `where`, as a relative path that stays inside its directory.
 
     Raises:
         InvalidInput: it is absolute, leaves its directory, or could not be a file name.
@@ -31,13 +30,47 @@ def checked_path(path: str) -> PurePosixPath:
     bad = [part for part in parts if part in ("", ".", "..") or len(part.encode()) > LONGEST_NAME]
     if bad or not path.isprintable() or "\\" in path:
         problem = FieldProblem(
-            path="query.path",
+            path=where,
             message="is no usable path",
             value=path[:100],
             expected="a relative path with / between names, without . and .. and control characters",
         )
         raise InvalidInput("1 problem in the request", (problem,))
     return PurePosixPath(*parts)
+
+
+class Draft:
+    """A file on its way: written beside its place, then put there whole, or not at all. Does I/O: files."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._path = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}")
+        self.file = self._path.open("xb")
+
+    @classmethod
+    def of(cls, target: Path, body: bytes) -> Draft:
+        """Return a draft with all of its bytes."""
+        draft = cls(target)
+        draft.file.write(body)
+        return draft
+
+    def publish(self) -> None:
+        """Put the file in its place, instead of one that is there."""
+        self.file.close()
+        self._path.replace(self.target)
+
+    def discard(self) -> None:
+        """Remove what was not published."""
+        self.file.close()
+        self._path.unlink(missing_ok=True)
+
+
+def check_hash(found: str, claimed: str, where: str = "query.sha256") -> None:
+    """Raise InvalidInput, about the field `where`, when two hashes differ."""
+    if found != claimed:
+        problem = FieldProblem(path=where, message="is not the hash of the body", value=claimed, expected=found)
+        raise InvalidInput("1 problem in the request", (problem,))
 
 
 async def receive(body: AsyncIterator[bytes], target: Path, *, sha256: str) -> int:
@@ -47,28 +80,17 @@ async def receive(body: AsyncIterator[bytes], target: Path, *, sha256: str) -> i
         InvalidInput: the bytes do not have the hash `sha256`.
 
     """
-    await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}")
+    draft = await asyncio.to_thread(Draft, target)
     digest, size = hashlib.sha256(), 0
-    file = await asyncio.to_thread(draft.open, "xb")
     try:
         async for chunk in body:
             digest.update(chunk)
             size += len(chunk)
-            await asyncio.to_thread(file.write, chunk)
-        file.close()
-        if digest.hexdigest() != sha256:
-            problem = FieldProblem(
-                path="query.sha256",
-                message="is not the hash of the body",
-                value=sha256,
-                expected=digest.hexdigest(),
-            )
-            raise InvalidInput("1 problem in the request", (problem,))
-        await asyncio.to_thread(os.replace, draft, target)
+            await asyncio.to_thread(draft.file.write, chunk)
+        check_hash(digest.hexdigest(), sha256)
+        await asyncio.to_thread(draft.publish)
     finally:
-        file.close()
-        draft.unlink(missing_ok=True)
+        draft.discard()
     return size
 
 

@@ -7,7 +7,7 @@ paths exist. Each route then names the roles that may use it with `requires`.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Final
@@ -93,10 +93,10 @@ class Authentication:
 _bearer = HTTPBearer(auto_error=False, description="Token of this stack: `<home>/token`, or `<home>/factory-token`.")
 
 
-def requires(*roles: Role) -> Callable[..., Caller]:
+def requires(*roles: Role) -> Callable[..., Awaitable[Caller]]:
     """Return a dependency that lets only callers with one of `roles` use the route, and gives them to it."""
 
-    def caller_with_role(
+    async def caller_with_role(  # a plain function would be run in a thread, with every request
         request: Request, _shown: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
     ) -> Caller:
         caller = request.scope["state"]["caller"]

@@ -78,7 +78,7 @@ class Backend:
             return ""
 
 
-def backend_of(request: Request) -> Backend:
+async def backend_of(request: Request) -> Backend:  # not plain: FastAPI runs a plain one in a thread
     """Return the parts of the process that serves `request`."""
     backend = request.app.state.backend
     assert isinstance(backend, Backend)

@@ -59,7 +59,7 @@ MAX_BACKOFF = timedelta(hours=1)
 DEFAULT_LIMIT_SLEEP = timedelta(minutes=15)
 """How long a job sleeps when a provider reports a usage limit without saying when it ends."""
 WAITING_BACKSTOP = timedelta(minutes=5)
-"""A job that waits for a grant or for parents asks again after this time, in case a signal was lost."""
+"""A job that waits for its parents asks again after this time, in case a signal was lost."""
 STORY_LINES = 20
 
 
@@ -174,23 +174,23 @@ def _on_started(state: JobState, event: Started, now: datetime) -> Decision:
         return _begin_build(state, event.grant)
     if state.spec.deps:
         return Decision(state=_update(state, wake_at=now + WAITING_BACKSTOP), commands=(ResolveParents(),))
-    return Decision(state=_update(state, wake_at=now + WAITING_BACKSTOP))
+    return Decision(state=state)
 
 
 def _on_parents(state: JobState, event: ParentsResolved, now: datetime) -> Decision:
     if state.stage != Stage.QUEUED:
         return Decision(state=state)
-    wake_at = now + WAITING_BACKSTOP
     if event.outcome == "ready":
         conditions = _without(state, "parents", "parent_failed")
-        unblocked = _update(state, conditions=conditions, wake_at=wake_at)
+        unblocked = _update(state, conditions=conditions, wake_at=None)
         entry = Entry(type="parents.done", message="the parents are done", data={"base_sha": event.base_sha})
         write = Write(record=Record(entries=(entry,), conditions=conditions, base_sha=event.base_sha or None))
         writes = (write,) if event.base_sha or conditions != state.conditions else ()
         return Decision(state=unblocked, commands=(*writes, *(() if unblocked.paused else (Route(),))))
     reason = "parents" if event.outcome == "waiting" else "parent_failed"
     condition = Condition(type="blocked", reason=reason, message=event.message)
-    waiting = _update(state, conditions=(*_without(state, "parents", "parent_failed"), condition), wake_at=wake_at)
+    conditions = (*_without(state, "parents", "parent_failed"), condition)
+    waiting = _update(state, conditions=conditions, wake_at=now + WAITING_BACKSTOP)
     return Decision(state=waiting, commands=_conditions_changed(state, waiting, event.message))
 
 
@@ -217,9 +217,10 @@ def _on_granted(state: JobState, event: Granted, now: datetime) -> Decision:
 
 
 def _on_parked(state: JobState, event: Parked, now: datetime) -> Decision:
+    """Wait without a clock: the ledger hands capacity over, and the reconciler repeats a grant that went unheard."""
     if state.stage != Stage.QUEUED or state.step:
         return Decision(state=state)
-    return Decision(state=_update(state, wake_at=now + WAITING_BACKSTOP))
+    return Decision(state=_update(state, wake_at=None))
 
 
 def _on_tick(state: JobState, event: Tick, now: datetime) -> Decision:
@@ -229,11 +230,12 @@ def _on_tick(state: JobState, event: Tick, now: datetime) -> Decision:
         return Decision(state=_update(state, wake_at=None))
     if state.blocked("parents") or state.blocked("parent_failed"):
         return Decision(state=_update(state, wake_at=now + WAITING_BACKSTOP), commands=(ResolveParents(),))
-    awake = _update(state, conditions=_without(state, "backoff", "usage_limit"), wake_at=now + WAITING_BACKSTOP)
+    awake = _update(state, conditions=_without(state, "backoff", "usage_limit"), wake_at=None)
     return Decision(state=awake, commands=(*_conditions_changed(state, awake, "waited long enough"), Route()))
 
 
 def _on_built(state: JobState, event: Built, now: datetime) -> Decision:
+    """Judge a candidate; the ledger wrote `review` and the result when it accepted them from the attempt."""
     result = event.result
     if state.step != "build" or result.epoch != state.epoch or state.grant is None:
         return Decision(state=state)
@@ -242,19 +244,10 @@ def _on_built(state: JobState, event: Built, now: datetime) -> Decision:
     if result.outcome == "failed" or not _judgeable(state.spec, result):
         failure = result.failure or FailureKind.BAD_RESULT
         return _attempt_failed(state, failure, result.message, now, result=result)
-    record = Record(
-        path=(Stage.REVIEW,),
-        epoch=state.epoch,
-        attempt_result=result.model_dump(mode="json"),
-        usage=result.usage,
-        candidate_sha=result.candidate_sha,
-        base_sha=result.base_sha,
-        checkpoint_sha=result.checkpoint_sha or None,
-    )
     judged = _move(state, Stage.REVIEW)
     judged = _update(judged, step="judge", candidate_sha=result.candidate_sha, base_sha=result.base_sha, verify="")
     judge = Judge(grant=state.grant, base_sha=result.base_sha, candidate_sha=result.candidate_sha)
-    return Decision(state=judged, commands=(Write(record=record), judge))
+    return Decision(state=judged, commands=(judge,))
 
 
 def _judgeable(spec: JobSpec, result: BuildResult) -> bool:
@@ -276,9 +269,11 @@ def _on_judged(state: JobState, event: Judged, now: datetime) -> Decision:
     at_gate = _move(state, Stage.TESTING) if passed else state
     at_gate = _update(at_gate, step="", verify=verdict.verify, conditions=conditions, wake_at=None)
     record = Record(
-        path=(Stage.TESTING,) if passed else (),
+        path=(Stage.REVIEW, Stage.TESTING) if passed else (Stage.REVIEW,),
         epoch=state.epoch,
         entries=entries,
+        candidate_sha=state.candidate_sha,
+        base_sha=state.base_sha,
         conditions=conditions,
         attempt_outcome="succeeded",
         verdict=verdict.model_dump(mode="json"),
@@ -389,7 +384,7 @@ def _act_requeue(state: JobState, act: Act, now: datetime) -> Decision:
         release_locks=True,
     )
     queued = state if state.stage == Stage.QUEUED else _move(state, Stage.QUEUED)
-    queued = _update(queued, resume=resume, conditions=(), candidate_sha="", verify="", wake_at=now + WAITING_BACKSTOP)
+    queued = _update(queued, resume=resume, conditions=(), candidate_sha="", verify="", wake_at=None)
     onward: Command = ResolveParents() if state.spec.deps else Route()
     return Decision(state=queued, commands=(Write(record=record), onward))
 
@@ -428,7 +423,7 @@ def _act_resume(state: JobState, act: Act, now: datetime) -> Decision:
         return Decision(state=resumed, commands=(write,))
     if _sleeping(resumed) and state.wake_at and state.wake_at > now:
         return Decision(state=resumed, commands=(write,))
-    resumed = _update(resumed, wake_at=now + WAITING_BACKSTOP)
+    resumed = _update(resumed, wake_at=None)
     onward: Command = ResolveParents() if state.spec.deps and state.epoch == 0 else Route()
     return Decision(state=resumed, commands=(write, onward))
 
@@ -567,7 +562,7 @@ def _attempt_failed(
         return Decision(state=onward, commands=(Write(record=record), Finish()))
     if onward.paused or _sleeping(onward):
         return Decision(state=onward, commands=(Hold(), Write(record=record)))
-    return Decision(state=_update(onward, wake_at=now + WAITING_BACKSTOP), commands=(Write(record=record), Route()))
+    return Decision(state=onward, commands=(Write(record=record), Route()))
 
 
 def _after_failure(

@@ -109,7 +109,9 @@ class Record(Message):
 
 
 class RecordAck(Message):
-    """Answer to a `Record`: whether it was new, and whether capacity became free."""
+    """Answer to a `Record`: whether it was new, whether capacity became free, whether other jobs are to be told."""
 
     applied: bool
     freed: bool = False
+    told: bool = False
+    """Signals to the jobs that wait for this one lie in the outbox."""

@@ -1,6 +1,6 @@
-"""What an attempt writes, behind its fence: started, checkpoint, accepted, lost. Does I/O: SQL.
+"""The fence before everything that an attempt writes, and the loss of a lease. Does I/O: SQL.
 
-The fence: a write counts only while its epoch is the job's newest and its lease was not lost. What does not count is
+A write counts only while its epoch is the job's newest and its lease was not lost. What does not count is
 refused with `StaleEpoch` and leaves a `write.refused` event with kind and digest, so that it can be seen but never
 takes effect. A lease that ended in good order still lets its last logs, steps and files in, until the next grant.
 """
@@ -8,17 +8,15 @@ takes effect. A lease that ended in good order still lets its last logs, steps a
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import Connection, select, update
 
 from core.attempt import BuildResult, DeathCertificate
 from core.errors import Conflict, StaleEpoch
-from core.job import FailureKind, Stage
+from core.job import FailureKind
 from store.admission import end_run
 from store.chain import digest
 from store.database import AnyRow, Refused
-from store.messages import StartedInfo
 from store.open_job import OpenJob, no_such_job, open_job
 from store.outbox import enqueue_signal
 from store.seats import end_lease
@@ -127,76 +125,20 @@ def guard(connection: Connection, job_id: str, epoch: int, *, kind: str, content
     fence(connection, job_id, epoch, kind=kind, content=content, now=now)
 
 
-# --- the life of an attempt ---------------------------------------------------------------------------------------
-
-
-def started(connection: Connection, job_id: str, epoch: int, info: StartedInfo, now: datetime) -> None:
-    """Write that the engine runs; with a living lease the job is now building.
-
-    A short attempt may be over before its first word arrives: then that is kept, and moves nothing.
-    """
-    fenced = fence(connection, job_id, epoch, kind="started", content=info.model_dump(), now=now)
-    job = fenced.job
-    first = connection.execute(
-        update(runs)
-        .where(runs.c.job_id == job_id, runs.c.epoch == epoch, runs.c.started_at.is_(None))
-        .values(started_at=now, engine_version=info.engine_version, info=info.model_dump(mode="json"))
-    )
-    if first.rowcount == 0:
-        return
-    data = {"factory": fenced.lease.factory, "engine": fenced.lease.engine, "engine_version": info.engine_version}
-    job.event("attempt.started", f"{fenced.lease.engine} on {fenced.lease.factory}", data, epoch=epoch)
-    if job.stage == Stage.ASSIGNED and fenced.lease.state == "living":
-        job.move(Stage.BUILDING, epoch=epoch)
-    job.save()
-
-
-def checkpoint(connection: Connection, job_id: str, epoch: int, sha: str, now: datetime) -> None:
-    """Write where the work of the attempt is kept; the next attempt goes on from there."""
-    job = fence(connection, job_id, epoch, kind="checkpoint", content=sha, now=now).job
-    if (job.row.checkpoint_sha, job.row.checkpoint_epoch) == (sha, epoch):
-        return
-    job.set(checkpoint_sha=sha, checkpoint_epoch=epoch)
-    job.event("attempt.checkpoint", sha, {"sha": sha}, epoch=epoch)
-    job.save()
-
-
-def accept(
-    connection: Connection, job_id: str, epoch: int, sha: str, *, result: dict[str, Any] | None, now: datetime
-) -> None:
-    """Take the attempt's result, if its lease lives: a compare-and-swap from `living` to `accepted`."""
-    job = open_job(connection, job_id, now)
-    lease = _lease(connection, job_id, epoch) if 0 < epoch <= job.row.epoch else None
-    taken_before = lease is not None and lease.accepted_at is not None and lease.accepted_sha == sha
-    if taken_before and epoch == job.row.epoch:
-        return
-    swapped = lease is not None and epoch == job.row.epoch and _swap_to_accepted(connection, lease, sha, result, now)
-    if not swapped:
-        raise refusal(job, epoch, lease, kind="result", content=sha)
-    job.event("attempt.accepted", sha, {"sha": sha}, epoch=epoch)
-    job.save()
-
-
-def _swap_to_accepted(
-    connection: Connection, lease: AnyRow, sha: str, result: dict[str, Any] | None, now: datetime
-) -> bool:
-    swapped = connection.execute(
-        update(leases)
-        .where(leases.c.job_id == lease.job_id, leases.c.epoch == lease.epoch, leases.c.state == "living")
-        .values(state="accepted", accepted_sha=sha, accepted_result=result, accepted_at=now)
-    )
-    return swapped.rowcount == 1
+# --- how an attempt ends -------------------------------------------------------------------------------------------
 
 
 def accepted_result(connection: Connection, job_id: str, epoch: int) -> BuildResult | None:
     """Return the result that was taken from `epoch`, if any."""
     row = connection.execute(
-        select(leases).where(leases.c.job_id == job_id, leases.c.epoch == epoch, leases.c.accepted_at.is_not(None))
+        select(leases, runs.c.result)
+        .join(runs, (runs.c.job_id == leases.c.job_id) & (runs.c.epoch == leases.c.epoch))
+        .where(leases.c.job_id == job_id, leases.c.epoch == epoch, leases.c.accepted_at.is_not(None))
     ).one_or_none()
     if row is None:
         return None
-    if row.accepted_result is not None:
-        return BuildResult.model_validate(row.accepted_result)
+    if row.result is not None:
+        return BuildResult.model_validate(row.result)
     return BuildResult(
         job_id=job_id,
         epoch=epoch,

@@ -18,6 +18,7 @@ from core.settings import Settings
 from store import (
     admission,
     attempt_output,
+    attempt_report,
     attempts,
     explaining,
     factories,
@@ -34,17 +35,13 @@ from store.database import Database, open_database
 from store.dispatcher import Dispatcher
 from store.fleet_snapshot import FleetReader
 from store.messages import (
-    ArtifactFile,
-    AttemptStep,
+    AttemptReport,
     FactoryState,
     FactoryStatus,
-    LogLine,
     Registration,
-    StartedInfo,
     Submission,
 )
 from store.views import (
-    Appended,
     ArtifactView,
     AttemptView,
     ChainReport,
@@ -58,6 +55,7 @@ from store.views import (
     LogView,
     OutboxRow,
     ParentsState,
+    ReportAck,
     SeatCorrection,
     StartPayload,
     Submitted,
@@ -224,22 +222,20 @@ class Ledger:
         """
         return await self._database.write(projection.requeue, job_id, now, by, note)
 
-    # --- what an attempt writes (attempts, attempt_output); every method may raise StaleEpoch and NotFound ------------
+    # --- what an attempt writes (attempt_report, attempts) ------------------------------------------------------------
 
-    async def attempt_started(self, job_id: str, epoch: int, info: StartedInfo, now: datetime) -> None:
-        """Note that the engine runs; an assigned job is building now. Needs a living lease."""
-        await self._database.write(attempts.started, job_id, epoch, info, now)
+    async def report(self, job_id: str, epoch: int, report: AttemptReport, now: datetime) -> ReportAck:
+        """Take in what an attempt tells, all of it or, when its epoch is stale, nothing but a trace of the refusal.
 
-    async def checkpoint(self, job_id: str, epoch: int, sha: str, now: datetime) -> None:
-        """Note where the work is kept; a later attempt goes on from there."""
-        await self._database.write(attempts.checkpoint, job_id, epoch, sha, now)
+        A result needs a living lease (the same one again is fine) and brings the job to its review; one that comes too
+        late is refused by itself, after everything else of the report was taken.
 
-    async def accept_result(
-        self, job_id: str, epoch: int, sha: str, now: datetime, *, result: BuildResult | None = None
-    ) -> None:
-        """Take the attempt's candidate, if its lease lives; the same candidate again is fine. Needs a living lease."""
-        document = None if result is None else result.model_dump(mode="json")
-        await self._database.write(attempts.accept, job_id, epoch, sha, result=document, now=now)
+        Raises:
+            NotFound: there is no such job.
+            StaleEpoch: the epoch is not the newest, or its lease is gone.
+
+        """
+        return await self._database.write(attempt_report.take, job_id, epoch, report, now)
 
     async def accepted_result(self, job_id: str, epoch: int) -> BuildResult | None:
         """Return what was accepted from `epoch`, for a workflow that did not hear of it."""
@@ -283,26 +279,6 @@ class Ledger:
         """Return when a write of `epoch` counts; otherwise note the refused write (its kind and digest) and raise."""
         if not await self._database.read(attempts.is_current, job_id, epoch):
             await self._database.write(attempts.guard, job_id, epoch, kind=kind, content=content, now=now)
-
-    async def append_logs(  # noqa: PLR0917 - where, then what: the order of the HTTP path
-        self, job_id: str, epoch: int, stream: str, first_seq: int, lines: Sequence[LogLine], now: datetime
-    ) -> Appended:
-        """Store log lines numbered from `first_seq`; numbers that are stored already are left as they are."""
-        return await self._database.write(
-            attempt_output.append_logs, job_id, epoch, stream=stream, first_seq=first_seq, lines=lines, now=now
-        )
-
-    async def append_attempt_events(
-        self, job_id: str, epoch: int, first_seq: int, steps: Sequence[AttemptStep], now: datetime
-    ) -> Appended:
-        """Write steps of the engine, numbered from `first_seq`, as `attempt.step` events; each number once."""
-        return await self._database.write(
-            attempt_output.append_steps, job_id, epoch, first_seq=first_seq, steps=steps, now=now
-        )
-
-    async def add_artifact(self, job_id: str, epoch: int, file: ArtifactFile, now: datetime) -> ArtifactView:
-        """Note a captured file; the same path again is the same entry."""
-        return await self._database.write(attempt_output.add_artifact, job_id, epoch, file, now)
 
     # --- factories (factories, seats) ---------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from core.attempt import BuildResult
 from core.job import JobSpec, Message
 
 MAX_LOG_CHARS = 65_536
@@ -56,6 +57,21 @@ class AttemptStep(Message):
     data: dict[str, Any] = Field(default_factory=dict)
 
 
+class LogBlock(Message):
+    """Lines of one stream, numbered without gaps by attempt and stream from `first_seq`."""
+
+    stream: str
+    first_seq: int = Field(ge=1)
+    lines: tuple[LogLine, ...]
+
+
+class StepBlock(Message):
+    """Steps, numbered without gaps by attempt from `first_seq`."""
+
+    first_seq: int = Field(ge=1)
+    steps: tuple[AttemptStep, ...]
+
+
 class ArtifactFile(Message):
     """A captured file; its bytes lie at `location`, outside the ledger."""
 
@@ -65,6 +81,37 @@ class ArtifactFile(Message):
     size: int = Field(ge=0)
     sha256: str
     location: str
+
+
+class HandedIn(Message):
+    """An attempt's last act: its candidate, and the whole answer of the engine activity when it is known."""
+
+    sha: str = ""
+    answer: BuildResult | None = None
+
+
+class AttemptReport(Message):
+    """Everything that an attempt has to tell since its last report; taken in by one transaction."""
+
+    started: StartedInfo | None = None
+    logs: tuple[LogBlock, ...] = ()
+    steps: StepBlock | None = None
+    files: tuple[ArtifactFile, ...] = ()
+    checkpoint: str | None = None
+    result: HandedIn | None = None
+
+    @property
+    def kind(self) -> str:
+        """Return what the report brings, as a refusal names it, e.g. `log, result`."""
+        parts = {
+            "started": self.started,
+            "log": self.logs,
+            "event": self.steps,
+            "artifact": self.files,
+            "checkpoint": self.checkpoint,
+            "result": self.result,
+        }
+        return ", ".join(name for name, part in parts.items() if part)
 
 
 class StationOffer(Message):

@@ -78,6 +78,11 @@ class OpenJob:
         self.stage = stage
         self.set(stage=str(stage))
 
+    @property
+    def changed(self) -> bool:
+        """Return whether there is anything to save."""
+        return bool(self._events or self._values)
+
     def save(self) -> None:
         """Write everything that was noted; to be called once, at the end."""
         if self._events:

@@ -34,15 +34,15 @@ def record(connection: Connection, job_id: str, seq: int, change: Record, now: d
         if known.sha256 != sha256:
             raise Conflict(f"job {job_id}: record {seq} was written before with other content", job_id=job_id, seq=seq)
         return RecordAck(applied=False, freed=known.freed)
-    freed = _apply(job, change)
+    ack = _apply(job, change)
     job.save()
     key = {"job_id": job_id, "seq": seq, "product_id": job.product_id}
-    connection.execute(insert(records), key | {"sha256": sha256, "freed": freed, "at": now})
-    return RecordAck(applied=True, freed=freed)
+    connection.execute(insert(records), key | {"sha256": sha256, "freed": ack.freed, "at": now})
+    return ack
 
 
-def _apply(job: OpenJob, change: Record) -> bool:
-    """Write everything that the record says; return whether a seat or a lock became free."""
+def _apply(job: OpenJob, change: Record) -> RecordAck:
+    """Write everything that the record says."""
     path = stages_to_go(job.stage, change.path)
     for entry in change.entries:
         job.event(entry.type, entry.message, entry.data, epoch=change.epoch)
@@ -51,9 +51,8 @@ def _apply(job: OpenJob, change: Record) -> bool:
         job.move(stage, epoch=change.epoch)
     _project(job, change)
     freed = _free(job, change)
-    if path:
-        _arrive(job, reached=path)
-    return freed
+    told = _arrive(job, reached=path) if path else 0
+    return RecordAck(applied=True, freed=freed, told=told > 0)
 
 
 def stages_to_go(present: Stage, path: tuple[Stage, ...]) -> tuple[Stage, ...]:
@@ -133,16 +132,17 @@ def _free(job: OpenJob, change: Record) -> bool:
     return freed
 
 
-def _arrive(job: OpenJob, reached: tuple[Stage, ...]) -> None:
-    """Write what comes with the stage that the job is in now, and tell the jobs that wait for it."""
+def _arrive(job: OpenJob, reached: tuple[Stage, ...]) -> int:
+    """Write what comes with the stage that the job is in now; return how many jobs that wait for it are told."""
     if job.stage == Stage.QUEUED:
         job.set(queued_at=job.now, held=job.row.held or "workflow", candidate_sha="", verdict=None)
     if job.stage in ENDED:
         job.set(ended_at=job.now)
         drop_signals(job.connection, job.id)
-        signal_children(job)
-    elif Stage.TESTING in reached:
-        signal_children(job, only_until="testing")
+        return signal_children(job)
+    if Stage.TESTING in reached:
+        return signal_children(job, only_until="testing")
+    return 0
 
 
 # --- requeue ------------------------------------------------------------------------------------------------------

@@ -156,11 +156,11 @@ class LogView(Message):
     text: str
 
 
-class Appended(Message):
-    """Answer to an append: how many entries were new, and the number that is expected next."""
+class ReportAck(Message):
+    """Answer to an attempt's report: how many of its log lines and steps were new."""
 
-    stored: int
-    next_seq: int
+    lines: int = 0
+    steps: int = 0
 
 
 class ArtifactView(Message):

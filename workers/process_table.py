@@ -10,7 +10,12 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from signal import SIGKILL
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ctypes
 
 LINUX = sys.platform.startswith("linux")
 _PR_SET_PDEATHSIG = 1
@@ -30,12 +35,15 @@ def die_with_parent() -> bool:
 
 
 def _prctl(option: int, value: int) -> bool:
-    if not LINUX:
-        return False
-    import ctypes  # noqa: PLC0415 - not needed elsewhere, and not free
+    return LINUX and bool(c_library().prctl(option, value, 0, 0, 0) == 0)
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    return bool(libc.prctl(option, value, 0, 0, 0) == 0)
+
+@cache
+def c_library() -> ctypes.CDLL:
+    """Return the C library; loading it takes longer than all else here, so a process that forks calls this first."""
+    import ctypes  # noqa: PLC0415 - not needed on other systems
+
+    return ctypes.CDLL(None, use_errno=True)
 
 
 # --- one process ------------------------------------------------------------------------------------------------------
@@ -97,7 +105,7 @@ def _children(pid: int) -> list[int]:
     found: list[int] = []
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
-            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:  # noqa: PTH123
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="utf-8") as file:  # noqa: PTH123
                 found += map(int, file.read().split())
     except ProcessLookupError:
         return found

@@ -8,8 +8,10 @@ API is there, later when it is back, by the next agent when this one dies.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import time
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -32,6 +34,8 @@ BATCH_S: Final = 0.1
 """Longest time that a line waits for company."""
 BATCH_ENTRIES: Final = 1000
 BATCH_BYTES: Final = 2 * 1024 * 1024
+SMALL_FILE_BYTES: Final = 64 * 1024
+"""Captured files up to this size are spooled and travel in a report; larger ones have a request of their own."""
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
 KEEP_S: Final = 7 * 24 * 3600
@@ -198,7 +202,11 @@ class SpooledReports:
             self._result = None
 
     async def upload(self, path: str, body: bytes, *, kind: Literal["file", "diff", "log"], media_type: str) -> None:
-        """Store one captured file."""
+        """Store one captured file; a small one travels with the next report."""
+        if len(body) <= SMALL_FILE_BYTES:
+            described = {"path": path, "media_type": media_type, "sha256": hashlib.sha256(body).hexdigest()}
+            self._add({"kind": "file", "file": described | {"kind": kind, "body": b64encode(body).decode()}})
+            return None
         pause = FIRST_PAUSE_S
         for _ in range(4):
             try:
@@ -288,6 +296,7 @@ def report_of(entries: list[dict[str, Any]]) -> dict[str, Any]:
     body: dict[str, Any] = {}
     logs: dict[str, dict[str, Any]] = {}
     steps: list[dict[str, Any]] = []
+    files: list[dict[str, Any]] = []
     for entry in entries:
         kind = entry["kind"]
         if kind == "log":
@@ -297,10 +306,14 @@ def report_of(entries: list[dict[str, Any]]) -> dict[str, Any]:
             block["lines"].append({"at": entry["at"], "text": entry["text"]})
         elif kind == "event":
             steps.append(entry)
+        elif kind == "file":
+            files.append(entry["file"])
         else:
             body[kind] = {name: value for name, value in entry.items() if name != "kind"}
     if logs:
         body["logs"] = list(logs.values())
+    if files:
+        body["files"] = files
     if steps:
         names = ("at", "type", "message", "data")
         events = [{name: step[name] for name in names} for step in steps]

@@ -396,10 +396,13 @@ def supervise(spec_path: str, commands: int, answers: int) -> None:
 
 def nursery(channel_fd: int) -> None:
     """Fork a supervisor for each message on the channel (path of a specification, two descriptors), until it ends."""
-    import socket  # noqa: PLC0415 - not needed by a supervisor
+    import gc  # noqa: PLC0415 - not needed by a supervisor
+    import socket  # noqa: PLC0415 - the same
 
     from workers import certificate, salvage  # noqa: F401, PLC0415 - loaded once, for all
 
+    processes.c_library()
+    gc.freeze()  # a collection in a fork would copy the pages that it shares with us
     channel = socket.socket(fileno=channel_fd)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them here
     while True:

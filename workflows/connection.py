@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
+from typing import ClassVar, Self
 
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.contrib.pydantic import PydanticPayloadConverter, pydantic_data_converter
 from temporalio.converter import DataConverter, PayloadCodec
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from core.errors import InvalidInput
 from core.settings import Settings
+
+
+class SharedPayloadConverter(PydanticPayloadConverter):
+    """The one payload converter of a process; the SDK asks for two with every workflow task, and making them costs."""
+
+    _shared: ClassVar[PydanticPayloadConverter | None] = None
+
+    def __new__(cls) -> Self:
+        """Return the converter that was made first."""
+        if cls._shared is None:
+            cls._shared = super().__new__(cls)
+        assert isinstance(cls._shared, cls)
+        return cls._shared
+
+    def __init__(self) -> None:
+        """Build it, the first time."""
+        if not hasattr(self, "converters"):
+            super().__init__()
+
+
+CONVERTER = replace(pydantic_data_converter, payload_converter_class=SharedPayloadConverter)
 
 
 def data_converter(payload_codec: str = "") -> DataConverter:
@@ -25,7 +47,7 @@ def data_converter(payload_codec: str = "") -> DataConverter:
 
     """
     if not payload_codec:
-        return pydantic_data_converter
+        return CONVERTER
     module_name, _, attribute = payload_codec.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
@@ -34,7 +56,7 @@ def data_converter(payload_codec: str = "") -> DataConverter:
     codec = found() if isinstance(found, type) else found
     if not isinstance(codec, PayloadCodec):
         raise InvalidInput(f"setting payload_codec: {payload_codec!r} is not a temporalio.converter.PayloadCodec")
-    return replace(pydantic_data_converter, payload_codec=codec)
+    return replace(CONVERTER, payload_codec=codec)
 
 
 async def connect(settings: Settings, *, address: str, identity: str) -> Client:

@@ -5,19 +5,31 @@ Every write names job and epoch; 409 `stale_epoch` means that the attempt's leas
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Base64Bytes, Field
 
-from api.artifacts import checked_path, receive
+from api.artifacts import Draft, check_hash, checked_path, find_artifact, receive
 from api.auth import Role, requires
-from api.backend import Backend, Parts, utc_now
+from api.backend import Parts, utc_now
 from api.documents import ArtifactDocument, Document, artifact_document
 from api.routes.jobs import JobId
 from core.attempt import BuildResult, DeathCertificate
 from core.errors import FieldProblem, InvalidInput
-from store.messages import ArtifactFile, AttemptStep, LogLine, StartedInfo
+from store.messages import (
+    ArtifactFile,
+    AttemptReport,
+    AttemptStep,
+    HandedIn,
+    LogBlock,
+    LogLine,
+    StartedInfo,
+    StepBlock,
+)
 
 router = APIRouter(prefix="/fleet/attempts", tags=["attempts"], dependencies=[Depends(requires(Role.FACTORY))])
 
@@ -25,6 +37,10 @@ Epoch = Annotated[int, Path(ge=1, le=2**31 - 1, description="Epoch of the attemp
 Sha = Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]*$")]
 Seq = Annotated[int, Field(ge=1, le=2**31 - 1)]
 MAX_LINES = 20_000
+MAX_FILES = 1000
+MAX_SMALL_FILE = 1024 * 1024
+"""Bytes of a file that may travel in a report."""
+ArtifactKind = Literal["file", "diff", "log"]
 RAW_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -87,6 +103,34 @@ class Result(Document):
     answer: BuildResult | None = None
 
 
+class SmallFile(Document):
+    """A captured file that is small enough to travel in a report; larger ones have a request of their own."""
+
+    path: str = Field(min_length=1, max_length=1000, description="Relative path in the worktree.")
+    kind: ArtifactKind = "file"
+    media_type: str = Field(default="application/octet-stream", max_length=200)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    body: Base64Bytes = Field(max_length=MAX_SMALL_FILE, description="The bytes, in base64.")
+
+    def entry(self, folder: FilePath, number: int) -> ArtifactFile:
+        """Return what the ledger notes about the file, which is to lie under `folder`.
+
+        Raises:
+            InvalidInput: the path leaves its place, or the hash is that of other bytes.
+
+        """
+        place = checked_path(self.path, f"body.files.{number}.path")
+        check_hash(hashlib.sha256(self.body).hexdigest(), self.sha256, f"body.files.{number}.sha256")
+        return ArtifactFile(
+            path=str(place),
+            kind=self.kind,
+            media_type=self.media_type,
+            size=len(self.body),
+            sha256=self.sha256,
+            location=str(folder / place),
+        )
+
+
 class Report(Document):
     """Everything an attempt has to tell since its last report."""
 
@@ -95,6 +139,7 @@ class Report(Document):
     started: Started | None = None
     logs: tuple[Lines, ...] = Field(default=(), max_length=100)
     events: Steps | None = None
+    files: tuple[SmallFile, ...] = Field(default=(), max_length=MAX_FILES)
     checkpoint: Checkpoint | None = None
     result: Result | None = None
 
@@ -108,26 +153,44 @@ class Accepted(Document):
 @router.post("/{job_id}/{epoch}/report")
 async def report_attempt(parts: Parts, job_id: JobId, epoch: Epoch, report: Report) -> Accepted:
     """Take in what an attempt tells. Sending the same report again changes nothing."""
-    await _apply(parts, job_id, epoch, report)
+    folder = parts.artifacts_dir / job_id / str(epoch)
+    files = tuple(file.entry(folder, number) for number, file in enumerate(report.files))
+    drafts: list[Draft] = []
+    try:
+        for file, entry in zip(report.files, files, strict=True):
+            drafts.append(await asyncio.to_thread(Draft.of, FilePath(entry.location), file.body))
+        await parts.ledger.report(job_id, epoch, _told(report, files), utc_now())
+        for draft in drafts:  # not before the ledger took it: a stale attempt must not change a file
+            await asyncio.to_thread(draft.publish)
+    finally:
+        for draft in drafts:
+            draft.discard()
     parts.wakeups.notify(job_id)
     return Accepted()
 
 
-async def _apply(parts: Backend, job_id: str, epoch: int, report: Report) -> None:
-    ledger, now = parts.ledger, utc_now()
-    if report.started is not None:
-        info = StartedInfo(**report.started.model_dump(exclude={"at"}))
-        await ledger.attempt_started(job_id, epoch, info, now=now)
-    for block in report.logs:
-        lines = [LogLine(at=line.at, text=line.text) for line in block.lines]
-        await ledger.append_logs(job_id, epoch, block.stream, block.first_seq, lines, now=now)
-    if report.events is not None:
-        steps = [AttemptStep(**step.model_dump()) for step in report.events.events]
-        await ledger.append_attempt_events(job_id, epoch, report.events.first_seq, steps, now=now)
-    if report.checkpoint is not None:
-        await ledger.checkpoint(job_id, epoch, report.checkpoint.sha, now=now)
-    if report.result is not None:
-        await ledger.accept_result(job_id, epoch, report.result.sha, result=report.result.answer, now=now)
+def _told(report: Report, files: tuple[ArtifactFile, ...]) -> AttemptReport:
+    """Return the report in the words of the ledger."""
+    started, events, result = report.started, report.events, report.result
+    return AttemptReport(
+        started=None if started is None else StartedInfo(**started.model_dump(exclude={"at"})),
+        logs=tuple(
+            LogBlock(
+                stream=block.stream,
+                first_seq=block.first_seq,
+                lines=tuple(LogLine(at=line.at, text=line.text) for line in block.lines),
+            )
+            for block in report.logs
+        ),
+        steps=None
+        if events is None
+        else StepBlock(
+            first_seq=events.first_seq, steps=tuple(AttemptStep(**step.model_dump()) for step in events.events)
+        ),
+        files=files,
+        checkpoint=None if report.checkpoint is None else report.checkpoint.sha,
+        result=None if result is None else HandedIn(sha=result.sha, answer=result.answer),
+    )
 
 
 @router.post("/{job_id}/{epoch}/artifacts", status_code=201, openapi_extra=RAW_BODY)
@@ -139,7 +202,7 @@ async def add_artifact(
     epoch: Epoch,
     path: Annotated[str, Query(min_length=1, max_length=1000, description="Relative path in the worktree.")],
     sha256: Annotated[str, Query(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the body, in hex.")],
-    kind: Literal["file", "diff", "log"] = "file",
+    kind: ArtifactKind = "file",
     content_type: Annotated[str, Header(max_length=200)] = "application/octet-stream",
 ) -> ArtifactDocument:
     """Take in a captured file; its bytes are the body. The same path again takes the place of the first."""
@@ -150,7 +213,8 @@ async def add_artifact(
     file = ArtifactFile(
         path=str(place), kind=kind, media_type=content_type, size=size, sha256=sha256, location=str(target)
     )
-    return artifact_document(await parts.ledger.add_artifact(job_id, epoch, file, now=utc_now()))
+    await parts.ledger.report(job_id, epoch, AttemptReport(files=(file,)), utc_now())
+    return artifact_document(await find_artifact(parts.ledger, job_id, str(place), epoch=epoch))
 
 
 @router.post("/{job_id}/{epoch}/death")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -59,7 +60,7 @@ async def test_report_is_applied_whole_and_again_changes_nothing(api: Api, manif
     ]
     assert [step["message"] for step in steps] == ["edit a.txt"]
     document = (await api.user.get(f"/fleet/jobs/{job_id}")).json()
-    assert document["stage"] == "building"
+    assert document["stage"] == "review"
     assert document["checkpoint_sha"] == SHA
     accepted = await api.ledger.accepted_result(job_id, 1)
     assert accepted is not None
@@ -187,6 +188,45 @@ async def test_file_of_a_stale_epoch_is_refused_before_it_is_read(api: Api, mani
     answer = await send_file(api, job_id, "a.txt", b"x")
     assert (answer.status_code, answer.json()["code"]) == (409, "stale_epoch")
     assert not (api.home / "artifacts").exists()
+
+
+def small_file(path: str = "diff.patch", content: bytes = b"+x\n", **changes: Any) -> dict[str, Any]:
+    """Return a small file as it travels in a report."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    return {"path": path, "kind": "diff", "sha256": sha256, "body": b64encode(content).decode()} | changes
+
+
+async def test_small_file_travels_in_a_report(api: Api, manifest: Manifest) -> None:
+    """It is kept like one that has a request of its own; the same report again is the same file."""
+    job_id = await running(api, manifest)
+    for _ in range(2):
+        answer = await api.factory.post(f"/fleet/attempts/{job_id}/1/report", json=report(files=[small_file()]))
+        assert answer.status_code == 200, answer.text
+    assert (await api.user.get(f"/fleet/jobs/{job_id}/diff")).content == b"+x\n"
+    assert [file.name for file in (api.home / "artifacts" / job_id / "1").iterdir()] == ["diff.patch"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("path", "../x"), ("sha256", "0" * 64)])
+async def test_bad_small_file_is_refused_with_its_field(api: Api, manifest: Manifest, field: str, value: str) -> None:
+    """Nothing of a report with a bad file is taken, not even the good file before it."""
+    job_id = await running(api, manifest)
+    files = [small_file("good.txt"), small_file() | {field: value}]
+    body = report(logs=[lines("x")], files=files)
+    answer = await api.factory.post(f"/fleet/attempts/{job_id}/1/report", json=body)
+    assert [problem["path"] for problem in answer.json()["errors"]] == [f"body.files.1.{field}"]
+    assert not (api.home / "artifacts").exists()
+    assert (await api.user.get(f"/fleet/jobs/{job_id}/logs")).json()["lines"] == []
+
+
+async def test_small_file_of_a_stale_epoch_changes_nothing(api: Api, manifest: Manifest) -> None:
+    """A zombie's file does not take the place of what was captured before."""
+    job_id = await running(api, manifest)
+    await send_file(api, job_id, "diff.patch", b"first", kind="diff")
+    await api.ledger.mark_lost(job_id, 1, "test", "", (await api.ledger.job(job_id)).updated_at)
+    answer = await api.factory.post(f"/fleet/attempts/{job_id}/1/report", json=report(files=[small_file()]))
+    assert (answer.status_code, answer.json()["code"]) == (409, "stale_epoch")
+    assert (await api.user.get(f"/fleet/jobs/{job_id}/diff")).content == b"first"
+    assert [file.name for file in (api.home / "artifacts" / job_id / "1").iterdir()] == ["diff.patch"]
 
 
 # --- death ------------------------------------------------------------------------------------------------------------

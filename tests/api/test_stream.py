@@ -17,7 +17,7 @@ from api.sse import JobStream, Position, in_order
 from core.errors import InvalidInput
 from core.job import Stage
 from core.lifecycle import Record
-from store.messages import LogLine
+from store.messages import AttemptReport, LogBlock, LogLine
 from store.views import EventView, LogView
 from tests.api.conftest import Api, Manifest
 
@@ -64,8 +64,9 @@ async def get_stream(api: Api, job_id: str, *, last: str = "", follow: bool = Fa
 
 async def print_lines(api: Api, job_id: str, first: int, count: int) -> None:
     """Let epoch 1 print lines."""
-    lines = [LogLine(at=datetime.now(UTC), text=f'line {n}\u2028 of "it"') for n in range(first, first + count)]
-    await api.ledger.append_logs(job_id, 1, "stdout", first, lines, datetime.now(UTC))
+    lines = (LogLine(at=datetime.now(UTC), text=f'line {n}\u2028 of "it"') for n in range(first, first + count))
+    block = LogBlock(stream="stdout", first_seq=first, lines=tuple(lines))
+    await api.ledger.report(job_id, 1, AttemptReport(logs=(block,)), datetime.now(UTC))
 
 
 async def end(api: Api, job_id: str) -> None:

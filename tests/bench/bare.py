@@ -45,7 +45,7 @@ class Work:
 
 @workflow.defn
 class BareWorkflow:
-    """Three activities, four local ones, one update: the shape of a job that was granted its seat at once."""
+    """Three activities, three local ones, one update: the shape of a job that was granted its seat at once."""
 
     def __init__(self) -> None:
         self._ship = False
@@ -56,7 +56,6 @@ class BareWorkflow:
         work.sha = await workflow.execute_activity(
             "bare_build", work, task_queue=BUILD, result_type=str, start_to_close_timeout=STEP, retry_policy=ONCE
         )
-        await self._record(work, "review")
         await workflow.execute_activity(
             "bare_judge", work, task_queue=WORKSPACE, start_to_close_timeout=STEP, retry_policy=ONCE
         )

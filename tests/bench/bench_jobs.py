@@ -25,7 +25,7 @@ from tests.bench.measuring import median, parser, publish, tell
 
 CLIENTS = 8
 """Requests under way at once, for ours and for bare."""
-LOOK_S = 0.2
+LOOK_S = 0.5
 """How often the client looks which jobs are at their gate, for ours and for bare."""
 
 

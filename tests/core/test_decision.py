@@ -150,7 +150,7 @@ def test_happy_path_goes_through_every_stage_and_waits_for_a_human() -> None:
     """Granted → built → judged waits in testing; ship with the candidate's SHA ends in shipped."""
     state, commands = play(fresh(), Started(grant=grant()), built(), judged())
     assert state.stage == Stage.TESTING
-    assert [type(command) for command in commands] == [Build, Write, Judge, Write]
+    assert [type(command) for command in commands] == [Build, Judge, Write]
     assert path_of(commands) == [Stage.REVIEW, Stage.TESTING]
     state, commands = play(state, act("ship", CANDIDATE), shipped())
     assert state.stage == Stage.SHIPPED
@@ -434,9 +434,12 @@ def test_any_sequence_skips_no_stage_and_leaves_no_end(job: JobSpec, granted: bo
             if isinstance(command, Build):
                 assert ledger_stage == Stage.QUEUED
                 ledger_stage = Stage.BUILDING
+            if isinstance(command, Judge):
+                assert ledger_stage == Stage.BUILDING
+                ledger_stage = Stage.REVIEW  # written when the candidate was accepted
             if isinstance(command, Write):
                 for stage in command.record.path:
-                    if (ledger_stage, stage) != (Stage.QUEUED, Stage.QUEUED):  # a grant given back was `assigned`
+                    if stage != ledger_stage or stage not in (Stage.QUEUED, Stage.REVIEW):  # `assigned`, `building`
                         assert stage in TRANSITIONS[ledger_stage], (ledger_stage, stage, event)
                     ledger_stage = stage
         assert ledger_stage == state.stage
@@ -452,14 +455,21 @@ def test_any_sequence_skips_no_stage_and_leaves_no_end(job: JobSpec, granted: bo
 @settings(max_examples=200, deadline=None)
 @given(specs, st.lists(events, max_size=25))
 def test_any_live_job_moves_waits_for_a_time_or_shows_why_not(job: JobSpec, sequence: list[Event]) -> None:
-    """No job is stuck in silence: a step runs, a time is set, a human is asked, or a condition says why not."""
+    """No job is stuck in silence: a step runs, a time is set, a human or the ledger is asked, or a condition tells."""
     state = JobState(job_id="j-1", spec=job)
     now = NOW
+    asked_ledger = False
     for event in (Started(grant=grant()), *sequence):
         now += timedelta(seconds=1)
-        state = step(state, event, now).state
+        before = state
+        decision = step(state, event, now)
+        state = decision.state
+        asked_ledger = state.stage == Stage.QUEUED and (
+            any(isinstance(command, Route | ResolveParents) for command in decision.commands)
+            or (asked_ledger and before.stage == Stage.QUEUED)
+        )
         at_a_gate = state.stage in (Stage.REVIEW, Stage.TESTING)
-        assert state.ended or state.step or state.wake_at or at_a_gate or state.conditions, event
+        assert state.ended or state.step or state.wake_at or at_a_gate or asked_ledger or state.conditions, event
 
 
 @settings(max_examples=200, deadline=None)

@@ -7,12 +7,23 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from core.attempt import Grant
+from core.attempt import BuildResult, Grant
 from core.job import Dependency, JobSpec, Repository, RepositoryKind, Stage
 from core.lifecycle import Record, RecordAck
 from store.ledger import Ledger
-from store.messages import FactoryStatus, LogLine, Registration, StartedInfo, StationOffer
-from store.views import EventView, FactoryRow, JobView, OutboxRow, Submitted
+from store.messages import (
+    AttemptReport,
+    AttemptStep,
+    FactoryStatus,
+    HandedIn,
+    LogBlock,
+    LogLine,
+    Registration,
+    StartedInfo,
+    StationOffer,
+    StepBlock,
+)
+from store.views import EventView, FactoryRow, JobView, OutboxRow, ReportAck, Submitted
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 BASE = "b" * 40
@@ -85,6 +96,31 @@ class Fleet:
         """Let a factory's agent be heard of."""
         return await self.ledger.factory_heartbeat(name, instance or f"{name}-a", FactoryStatus(**status), self.now)
 
+    async def report(self, job_id: str, epoch: int, **parts: Any) -> ReportAck:
+        """Let an attempt tell something."""
+        return await self.ledger.report(job_id, epoch, AttemptReport(**parts), self.now)
+
+    async def started(self, job_id: str, epoch: int, **info: Any) -> None:
+        """Let an attempt tell that its engine runs."""
+        await self.report(job_id, epoch, started=StartedInfo(**info))
+
+    async def logs(self, job_id: str, epoch: int, first_seq: int, *lines: LogLine, stream: str = "stdout") -> int:
+        """Let an attempt tell lines; return how many were new."""
+        block = LogBlock(stream=stream, first_seq=first_seq, lines=lines)
+        return (await self.report(job_id, epoch, logs=(block,))).lines
+
+    async def steps(self, job_id: str, epoch: int, first_seq: int, *steps: AttemptStep) -> int:
+        """Let an attempt tell steps; return how many were new."""
+        return (await self.report(job_id, epoch, steps=StepBlock(first_seq=first_seq, steps=steps))).steps
+
+    async def checkpoint(self, job_id: str, epoch: int, sha: str) -> None:
+        """Let an attempt tell where its work is."""
+        await self.report(job_id, epoch, checkpoint=sha)
+
+    async def accept(self, job_id: str, epoch: int, sha: str = CANDIDATE, answer: BuildResult | None = None) -> None:
+        """Let an attempt hand its result in."""
+        await self.report(job_id, epoch, result=HandedIn(sha=sha, answer=answer))
+
     async def granted(self, job_id: str, **values: Any) -> Grant:
         """Submit a job and give it a seat."""
         await self.submit(job_id, **values)
@@ -96,7 +132,7 @@ class Fleet:
     async def building(self, job_id: str, **values: Any) -> Grant:
         """Submit a job, give it a seat, and let its engine start."""
         grant = await self.granted(job_id, **values)
-        await self.ledger.attempt_started(job_id, grant.epoch, StartedInfo(engine_version="1.0"), self.now)
+        await self.started(job_id, grant.epoch, engine_version="1.0")
         return grant
 
     async def record(self, job_id: str, *path: Stage, **values: Any) -> RecordAck:
@@ -112,7 +148,7 @@ class Fleet:
     async def ship(self, job_id: str) -> None:
         """Bring a building job to its good end."""
         epoch = (await self.ledger.job(job_id)).epoch
-        await self.ledger.accept_result(job_id, epoch, CANDIDATE, self.now)
+        await self.accept(job_id, epoch)
         await self.record(job_id, Stage.REVIEW, epoch=epoch, attempt_outcome="succeeded", candidate_sha=CANDIDATE)
         await self.record(job_id, Stage.SHIPPED, epoch=epoch, end_lease=True, release_locks=True, commits=(CANDIDATE,))
 

@@ -7,7 +7,6 @@ import pytest
 
 from core.errors import NotFound
 from core.job import Condition, Dependency, Priority, Stage
-from store.messages import StartedInfo
 from tests.store.fleet import BASE, CHECKPOINT, Fleet, in_place
 
 
@@ -119,7 +118,7 @@ async def test_second_grant_has_the_next_epoch_and_the_last_checkpoint(fleet: Fl
     await fleet.factory("f1")
     await fleet.building("j-1")
     await fleet.factory("f2")
-    await fleet.ledger.checkpoint("j-1", 1, CHECKPOINT, fleet.now)
+    await fleet.checkpoint("j-1", 1, CHECKPOINT)
     await fleet.lose("j-1", 1)
     await fleet.record("j-1", Stage.QUEUED, epoch=1, exclude_factory=True)
 
@@ -164,7 +163,7 @@ async def test_route_returns_the_living_grant_instead_of_another(fleet: Fleet) -
     grant = await fleet.granted("j-1")
 
     assert await fleet.ledger.route("j-1", fleet.now) == grant
-    await fleet.ledger.accept_result("j-1", 1, "a" * 40, fleet.now)
+    await fleet.accept("j-1", 1, "a" * 40)
     assert await fleet.ledger.route("j-1", fleet.now) == grant
     assert await fleet.busy("f1") == 1
 
@@ -271,7 +270,7 @@ async def test_overlapping_scopes_of_one_repository_run_one_after_the_other(flee
 
     assert [grant.job_id for grant in await fleet.ledger.dispatch(fleet.now)] == ["a", "c", "d"]
     assert await fleet.ledger.dispatch(fleet.now) == ()
-    await fleet.ledger.attempt_started("a", 1, StartedInfo(), fleet.now)
+    await fleet.started("a", 1)
     await fleet.ship("a")
     assert [grant.job_id for grant in await fleet.ledger.dispatch(fleet.now)] == ["b"]
 

@@ -27,8 +27,7 @@ async def logs(fleet: Fleet, **query: object) -> list[str]:
 
 async def append(fleet: Fleet, first_seq: int, *texts: str, stream: str = "stdout") -> int:
     """Append lines and return how many were new."""
-    lines = [fleet.line(text) for text in texts]
-    return (await fleet.ledger.append_logs("j-1", 1, stream, first_seq, lines, fleet.now)).stored
+    return await fleet.logs("j-1", 1, first_seq, *map(fleet.line, texts), stream=stream)
 
 
 # --- logs ---------------------------------------------------------------------------------------------------------
@@ -112,7 +111,7 @@ async def test_log_times_come_back_in_utc(floor: Fleet) -> None:
     from datetime import timedelta, timezone
 
     at = datetime(2026, 3, 1, 3, 0, 0, 123456, tzinfo=timezone(timedelta(hours=5)))
-    await floor.ledger.append_logs("j-1", 1, "stdout", 1, [floor.line("x").model_copy(update={"at": at})], floor.now)
+    await floor.logs("j-1", 1, 1, floor.line("x").model_copy(update={"at": at}))
 
     (line,) = await floor.ledger.read_logs("j-1")
     assert line.at == at
@@ -156,10 +155,10 @@ def step(fleet: Fleet, number: int, **data: object) -> AttemptStep:
 
 async def test_steps_sent_twice_are_events_once(floor: Fleet) -> None:
     """Steps keep the attempt's numbers, so that a resent batch adds only what is new."""
-    await floor.ledger.append_attempt_events("j-1", 1, 1, [step(floor, 1), step(floor, 2)], floor.now)
-    answer = await floor.ledger.append_attempt_events("j-1", 1, 2, [step(floor, 2), step(floor, 3)], floor.now)
+    await floor.steps("j-1", 1, 1, step(floor, 1), step(floor, 2))
+    fresh = await floor.steps("j-1", 1, 2, step(floor, 2), step(floor, 3))
 
-    assert (answer.stored, answer.next_seq) == (1, 4)
+    assert fresh == 1
     steps = await floor.events("j-1", "attempt.step")
     assert [(e.attempt_seq, e.message, e.data["step"]) for e in steps] == [
         (1, "step 1", "tool_call"),
@@ -171,7 +170,7 @@ async def test_steps_sent_twice_are_events_once(floor: Fleet) -> None:
 
 async def test_step_with_much_data_is_kept_as_digest(floor: Fleet) -> None:
     """One step cannot make the event log grow without bound."""
-    await floor.ledger.append_attempt_events("j-1", 1, 1, [step(floor, 1, blob="x" * MAX_STEP_DATA_CHARS)], floor.now)
+    await floor.steps("j-1", 1, 1, step(floor, 1, blob="x" * MAX_STEP_DATA_CHARS))
 
     (event,) = await floor.events("j-1", "attempt.step")
     assert set(event.data) == {"step", "chars", "sha256"}
@@ -185,11 +184,13 @@ async def test_artifact_of_one_path_is_one_entry(floor: Fleet) -> None:
     file = ArtifactFile(
         path="report/index.html", media_type="text/html", size=5_000_000_000, sha256="1" * 64, location="a/1"
     )
-    first = await floor.ledger.add_artifact("j-1", 1, file, floor.now)
-    again = await floor.ledger.add_artifact("j-1", 1, file, floor.tick())
-    changed = await floor.ledger.add_artifact("j-1", 1, file.model_copy(update={"sha256": "2" * 64}), floor.now)
+    await floor.report("j-1", 1, files=(file,))
+    (first,) = await floor.ledger.artifacts("j-1")
+    floor.tick()
+    await floor.report("j-1", 1, files=(file,))
+    assert await floor.ledger.artifacts("j-1") == (first,)
+    await floor.report("j-1", 1, files=(file.model_copy(update={"sha256": "2" * 64}),))
 
-    assert first == again
+    (changed,) = await floor.ledger.artifacts("j-1")
     assert (changed.id, changed.sha256) == (first.id, "2" * 64)
-    assert await floor.ledger.artifacts("j-1") == (changed,)
     assert len(await floor.events("j-1", "artifact.added")) == 2

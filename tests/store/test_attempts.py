@@ -10,20 +10,18 @@ from core.errors import Conflict, NotFound, StaleEpoch
 from core.job import Stage
 from store.attempts import MAX_REFUSED_EVENTS
 from store.chain import digest
-from store.messages import ArtifactFile, AttemptStep, StartedInfo
+from store.messages import ArtifactFile, AttemptReport, AttemptStep, HandedIn, LogBlock, StartedInfo
 from tests.store.fleet import CANDIDATE, CHECKPOINT, START, Fleet
 
 Write = Callable[[Fleet, int], Awaitable[object]]
 
 WRITES: dict[str, Write] = {
-    "started": lambda f, e: f.ledger.attempt_started("j-1", e, StartedInfo(), f.now),
-    "checkpoint": lambda f, e: f.ledger.checkpoint("j-1", e, "e" * 40, f.now),
-    "result": lambda f, e: f.ledger.accept_result("j-1", e, "e" * 40, f.now),
-    "log": lambda f, e: f.ledger.append_logs("j-1", e, "stdout", 1, [f.line("late")], f.now),
-    "event": lambda f, e: f.ledger.append_attempt_events("j-1", e, 1, [AttemptStep(at=f.now, type="tool")], f.now),
-    "artifact": lambda f, e: f.ledger.add_artifact(
-        "j-1", e, ArtifactFile(path="x", size=1, sha256="s", location="l"), f.now
-    ),
+    "started": lambda f, e: f.started("j-1", e),
+    "checkpoint": lambda f, e: f.checkpoint("j-1", e, "e" * 40),
+    "result": lambda f, e: f.accept("j-1", e, "e" * 40),
+    "log": lambda f, e: f.logs("j-1", e, 1, f.line("late")),
+    "event": lambda f, e: f.steps("j-1", e, 1, AttemptStep(at=f.now, type="tool")),
+    "artifact": lambda f, e: f.report("j-1", e, files=(ArtifactFile(path="x", size=1, sha256="s", location="l"),)),
     "ship": lambda f, e: f.ledger.guard_epoch("j-1", e, f.now, kind="ship", content=b"push"),
 }
 """Every write that an attempt can make, by the kind under which it is refused."""
@@ -86,7 +84,7 @@ async def test_write_of_a_superseded_epoch_is_refused(floor: Fleet, kind: str) -
 async def test_write_of_an_epoch_that_never_was_is_refused(floor: Fleet, epoch: int) -> None:
     """A made-up epoch is refused like a lost one, and leaves its trace."""
     with pytest.raises(StaleEpoch):
-        await floor.ledger.append_logs("j-1", epoch, "stdout", 1, [floor.line("x")], floor.now)
+        await floor.logs("j-1", epoch, 1, floor.line("x"))
 
     (trace,) = await floor.events("j-1", "write.refused")
     assert (trace.epoch, trace.data["claimed_epoch"], trace.data["lease"]) == (0, epoch, "unknown")
@@ -124,7 +122,7 @@ async def test_first_word_after_the_end_is_kept_and_moves_nothing(fleet: Fleet) 
     await fleet.granted("j-1")
     await fleet.record("j-1", Stage.FAILED, epoch=1, attempt_outcome="crash", end_lease=True)
 
-    await fleet.ledger.attempt_started("j-1", 1, StartedInfo(engine_version="2.1"), fleet.tick())
+    await fleet.started("j-1", 1, engine_version="2.1")
 
     job = await fleet.job("j-1")
     assert (job.stage, job.attempts[0].engine_version) == (Stage.FAILED, "2.1")
@@ -137,7 +135,7 @@ async def test_flood_of_stale_writes_is_bounded_and_counted(floor: Fleet) -> Non
     flood = MAX_REFUSED_EVENTS + 15
     for number in range(flood):
         with pytest.raises(StaleEpoch):
-            await floor.ledger.append_logs("j-1", 1, "stdout", number + 1, [floor.line("zombie")], floor.now)
+            await floor.logs("j-1", 1, number + 1, floor.line("zombie"))
 
     assert len(await floor.events("j-1", "write.refused")) == MAX_REFUSED_EVENTS
     job = await floor.job("j-1")
@@ -148,12 +146,14 @@ async def test_flood_of_stale_writes_is_bounded_and_counted(floor: Fleet) -> Non
 async def test_refused_log_text_is_kept_as_digest_only(floor: Fleet) -> None:
     """What a refused write brought can be recognised, but not read."""
     await floor.lose("j-1", 1)
+    report = AttemptReport(logs=(LogBlock(stream="stdout", first_seq=1, lines=(floor.line("password 123"),)),))
     with pytest.raises(StaleEpoch):
-        await floor.ledger.append_logs("j-1", 1, "stdout", 1, [floor.line("password 123")], floor.now)
+        await floor.ledger.report("j-1", 1, report, floor.now)
 
     (trace,) = await floor.events("j-1", "write.refused")
-    assert trace.data["sha256"] == digest(["password 123"])
-    assert "123" not in trace.model_dump_json(include={"message", "data"}).replace(digest(["password 123"]), "")
+    sha256 = digest(report.model_dump(mode="json", exclude_defaults=True))
+    assert trace.data["sha256"] == sha256
+    assert "123" not in trace.model_dump_json(include={"message", "data"}).replace(sha256, "")
 
 
 async def test_guard_of_a_current_epoch_writes_nothing(floor: Fleet) -> None:
@@ -171,7 +171,7 @@ async def test_started_brings_an_assigned_job_to_building(fleet: Fleet) -> None:
     """The attempt's first word moves the job, and says which engine version runs."""
     await fleet.factory("f1")
     await fleet.granted("j-1")
-    await fleet.ledger.attempt_started("j-1", 1, StartedInfo(engine_version="2.1", pid=7), fleet.tick())
+    await fleet.started("j-1", 1, engine_version="2.1", pid=7)
 
     job = await fleet.job("j-1")
     assert (job.stage, job.attempts[0].engine_version, job.attempts[0].started_at) == (
@@ -184,7 +184,7 @@ async def test_started_brings_an_assigned_job_to_building(fleet: Fleet) -> None:
 async def test_started_twice_is_started_once(floor: Fleet) -> None:
     """A repeated message changes nothing."""
     before = await footprint(floor)
-    await floor.ledger.attempt_started("j-1", 1, StartedInfo(engine_version="9"), floor.tick())
+    await floor.started("j-1", 1, engine_version="9")
 
     assert await footprint(floor) == before
 
@@ -194,10 +194,10 @@ async def test_started_twice_is_started_once(floor: Fleet) -> None:
 
 async def test_accept_takes_one_result(floor: Fleet) -> None:
     """The first result of a living lease is taken; the same again is fine, another one is refused."""
-    await floor.ledger.accept_result("j-1", 1, CANDIDATE, floor.now)
-    await floor.ledger.accept_result("j-1", 1, CANDIDATE, floor.now)
+    await floor.accept("j-1", 1)
+    await floor.accept("j-1", 1)
     with pytest.raises(StaleEpoch):
-        await floor.ledger.accept_result("j-1", 1, "f" * 40, floor.now)
+        await floor.accept("j-1", 1, "f" * 40)
 
     assert len(await floor.events("j-1", "attempt.accepted")) == 1
     accepted = await floor.ledger.accepted_result("j-1", 1)
@@ -217,22 +217,22 @@ async def test_accept_keeps_the_whole_answer(floor: Fleet) -> None:
         changed=True,
         tool_calls=3,
     )
-    await floor.ledger.accept_result("j-1", 1, CANDIDATE, floor.now, result=answer)
+    await floor.accept("j-1", 1, answer=answer)
 
     assert await floor.ledger.accepted_result("j-1", 1) == answer
 
 
 async def test_accept_of_the_same_result_after_the_end_is_fine(floor: Fleet) -> None:
     """A retry of the last message, sent after the lease ended, is no mistake."""
-    await floor.ledger.accept_result("j-1", 1, CANDIDATE, floor.now)
+    await floor.accept("j-1", 1)
     await floor.record("j-1", Stage.REVIEW, epoch=1, attempt_outcome="succeeded", end_lease=True)
 
-    await floor.ledger.accept_result("j-1", 1, CANDIDATE, floor.now)
+    await floor.accept("j-1", 1)
 
 
 async def test_accepted_lease_cannot_be_lost(floor: Fleet) -> None:
     """Whoever comes first wins: after a result was taken, news of a death changes nothing."""
-    await floor.ledger.accept_result("j-1", 1, CANDIDATE, floor.now)
+    await floor.accept("j-1", 1)
 
     assert not await floor.lose("j-1", 1)
     assert (await floor.job("j-1")).attempts[0].lease == "accepted"
@@ -241,12 +241,67 @@ async def test_accepted_lease_cannot_be_lost(floor: Fleet) -> None:
 
 async def test_accept_and_loss_at_once_have_one_winner(floor: Fleet) -> None:
     """Racing writers agree on one outcome."""
-    accepted, lost = await asyncio.gather(
-        floor.ledger.accept_result("j-1", 1, CANDIDATE, floor.now), floor.lose("j-1", 1), return_exceptions=True
-    )
+    accepted, lost = await asyncio.gather(floor.accept("j-1", 1), floor.lose("j-1", 1), return_exceptions=True)
 
     lease = (await floor.job("j-1")).attempts[0].lease
     assert (accepted is None, lost, lease) in [(True, False, "accepted"), (False, True, "lost")]
+
+
+ANSWER = BuildResult(
+    job_id="j-1", epoch=1, outcome="succeeded", candidate_sha=CANDIDATE, base_sha="b" * 40, checkpoint_sha=CHECKPOINT
+)
+
+
+async def test_accepted_result_brings_the_job_to_its_review(floor: Fleet) -> None:
+    """The attempt's last act and the stage that follows are one transaction."""
+    await floor.accept("j-1", 1, answer=ANSWER)
+
+    job = await floor.job("j-1")
+    assert (job.stage, job.candidate_sha, job.base_sha, job.checkpoint_sha) == (
+        Stage.REVIEW,
+        CANDIDATE,
+        "b" * 40,
+        CHECKPOINT,
+    )
+    assert await floor.ledger.accepted_result("j-1", 1) == ANSWER
+
+
+async def test_result_in_one_report_with_the_first_word_misses_no_stage(fleet: Fleet) -> None:
+    """A short attempt tells everything at once: the job still goes through every stage."""
+    await fleet.factory("f1")
+    await fleet.granted("j-1")
+    await fleet.report("j-1", 1, started=StartedInfo(), result=HandedIn(sha=CANDIDATE, answer=ANSWER))
+
+    moves = [(event.data["from"], event.data["to"]) for event in await fleet.events("j-1", "stage.changed")]
+    assert moves[-2:] == [("assigned", "building"), ("building", "review")]
+
+
+async def test_late_result_is_refused_alone(floor: Fleet) -> None:
+    """Of a report that comes after the end the lines are kept, and only the result is refused."""
+    await floor.record("j-1", Stage.FAILED, epoch=1, attempt_outcome="crash", end_lease=True)
+    block = LogBlock(stream="stdout", first_seq=1, lines=(floor.line("last words"),))
+
+    with pytest.raises(StaleEpoch):
+        await floor.report("j-1", 1, logs=(block,), result=HandedIn(sha=CANDIDATE, answer=ANSWER))
+
+    assert [line.text for line in await floor.ledger.read_logs("j-1")] == ["last words"]
+    (trace,) = await floor.events("j-1", "write.refused")
+    assert trace.data["kind"] == "result"
+    assert await floor.stage("j-1") == Stage.FAILED
+
+
+async def test_stale_report_is_refused_whole(floor: Fleet) -> None:
+    """Nothing of a lost epoch's report takes effect; one trace names all that it brought."""
+    await floor.lose("j-1", 1)
+    before = await footprint(floor)
+    block = LogBlock(stream="stdout", first_seq=1, lines=(floor.line("late"),))
+
+    with pytest.raises(StaleEpoch):
+        await floor.report("j-1", 1, logs=(block,), checkpoint="e" * 40, result=HandedIn(sha=CANDIDATE, answer=ANSWER))
+
+    assert await footprint(floor) == before
+    (trace,) = await floor.events("j-1", "write.refused")
+    assert trace.data["kind"] == "log, checkpoint, result"
 
 
 # --- lost ---------------------------------------------------------------------------------------------------------
@@ -320,7 +375,7 @@ async def test_death_certificate_that_proves_nothing_is_refused(floor: Fleet, wr
 async def test_checkpoint_is_shown_and_told_once(floor: Fleet) -> None:
     """The newest checkpoint counts; the same one again adds no event."""
     for sha in ("1" * 40, CHECKPOINT, CHECKPOINT):
-        await floor.ledger.checkpoint("j-1", 1, sha, floor.tick())
+        await floor.checkpoint("j-1", 1, sha)
 
     job = await floor.job("j-1")
     assert (job.checkpoint_sha, job.checkpoint_epoch) == (CHECKPOINT, 1)

@@ -16,8 +16,7 @@ from core.errors import GigafactoryError
 from core.job import Stage
 from core.lifecycle import ENDED, TRANSITIONS
 from store.database import Database, open_database
-from store.messages import StartedInfo
-from tests.store.fleet import CANDIDATE, Fleet
+from tests.store.fleet import Fleet
 
 OPERATIONS = (
     *("dispatch", "route", "hold", "ready", "started", "accept", "lost", "log", "checkpoint", "take_back"),
@@ -55,11 +54,11 @@ async def do(fleet: Fleet, operation: str, job_id: str, epoch: int) -> None:
         "route": lambda: ledger.route(job_id, now),
         "hold": lambda: ledger.hold(job_id, "operator", now),
         "ready": lambda: ledger.ready(job_id, now),
-        "started": lambda: ledger.attempt_started(job_id, epoch, StartedInfo(), now),
-        "accept": lambda: ledger.accept_result(job_id, epoch, CANDIDATE, now),
+        "started": lambda: fleet.started(job_id, epoch),
+        "accept": lambda: fleet.accept(job_id, epoch),
         "lost": lambda: ledger.mark_lost(job_id, epoch, "gone", "", now),
-        "log": lambda: ledger.append_logs(job_id, epoch, "stdout", 1, [fleet.line("x")], now),
-        "checkpoint": lambda: ledger.checkpoint(job_id, epoch, f"{epoch:040x}", now),
+        "log": lambda: fleet.logs(job_id, epoch, 1, fleet.line("x")),
+        "checkpoint": lambda: fleet.checkpoint(job_id, epoch, f"{epoch:040x}"),
         "take_back": lambda: ledger.grant_undeliverable(job_id, epoch, now),
         "requeue": lambda: ledger.requeue(job_id, now),
         "restart": lambda: ledger.enqueue_start(job_id, now),

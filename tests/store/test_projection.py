@@ -186,7 +186,7 @@ async def test_job_back_in_the_queue_shows_no_candidate(floor: Fleet) -> None:
 
 async def test_record_frees_the_seat_once(floor: Fleet) -> None:
     """The first record that ends the lease frees it; further ones have nothing to free."""
-    await floor.ledger.accept_result("j-1", 1, CANDIDATE, floor.now)
+    await floor.accept("j-1", 1)
     first = await floor.record("j-1", Stage.REVIEW, epoch=1, end_lease=True)
     second = await floor.record("j-1", Stage.TESTING, epoch=1, end_lease=True)
 
@@ -284,7 +284,7 @@ async def test_ended_child_is_not_signalled(floor: Fleet) -> None:
 async def test_requeue_of_a_failed_job_begins_another_life(floor: Fleet, end: Stage) -> None:
     """The workflow starts anew, with the next epoch, the last checkpoint, and the operator's words."""
     await floor.submit("child", deps=(Dependency(job_id="j-1"),))
-    await floor.ledger.checkpoint("j-1", 1, CHECKPOINT, floor.now)
+    await floor.checkpoint("j-1", 1, CHECKPOINT)
     result = {"session_id": "s-9", "exit_code": 1}
     await floor.record("j-1", end, epoch=1, attempt_outcome="crash", attempt_message="boom", attempt_result=result)
     await floor.deliver()
@@ -329,7 +329,7 @@ async def test_records_of_another_life_have_other_numbers(floor: Fleet) -> None:
 
 async def test_job_whose_workflow_is_gone_is_started_again(floor: Fleet) -> None:
     """What the lost workflow had running is fenced off; the new one goes on from the checkpoint."""
-    await floor.ledger.checkpoint("j-1", 1, CHECKPOINT, floor.now)
+    await floor.checkpoint("j-1", 1, CHECKPOINT)
     assert not await floor.ledger.enqueue_start("j-1", floor.now)
     await floor.deliver()
 
@@ -340,7 +340,7 @@ async def test_job_whose_workflow_is_gone_is_started_again(floor: Fleet) -> None
     (grant,) = await floor.ledger.dispatch(floor.now)
     assert (grant.epoch, grant.checkpoint_sha) == (2, CHECKPOINT)
     with pytest.raises(StaleEpoch):
-        await floor.ledger.accept_result("j-1", 1, CANDIDATE, floor.now)
+        await floor.accept("j-1", 1)
     assert [row.kind for row in await floor.deliver()] == ["start"]
     assert (await floor.ledger.start_payload("j-1")).life == 2
 

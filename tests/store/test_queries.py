@@ -282,7 +282,7 @@ async def test_latest_ids_say_how_far_a_stream_can_read(fleet: Fleet) -> None:
     await fleet.building("j-1")
     before = await fleet.ledger.latest_ids("j-1")
     assert (before.log_id, before.stage) == (0, Stage.BUILDING)
-    await fleet.ledger.append_logs("j-1", 1, "stdout", 1, [fleet.line("x")], fleet.now)
+    await fleet.logs("j-1", 1, 1, fleet.line("x"))
     after = await fleet.ledger.latest_ids("j-1")
 
     assert after.event_seq == before.event_seq

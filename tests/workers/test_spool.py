@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import random
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 
 from core.attempt import BuildResult
 from core.errors import GigafactoryError, InvalidInput, StaleEpoch, Unavailable
-from workers.spool import Spool, SpooledReports, report_of
+from workers.spool import SMALL_FILE_BYTES, Spool, SpooledReports, report_of
 
 
 class FakeApi:
@@ -200,15 +202,35 @@ async def test_long_output_travels_in_batches(spool: Spool, api: FakeApi, monkey
     assert len(api.streams["stdout"]) == 1050
 
 
-async def test_upload_waits_for_the_api(spool: Spool, api: FakeApi) -> None:
+LARGE = b"x" * (SMALL_FILE_BYTES + 1)
+
+
+async def test_upload_of_a_large_file_waits_for_the_api(spool: Spool, api: FakeApi) -> None:
     """A short outage costs time, a refusal is told."""
     api.failing = [Unavailable("away"), Unavailable("away")]
     reports = spool.attempt("j-1", 1)
-    await reports.upload("r.txt", b"x", kind="file", media_type="text/plain")
+    await reports.upload("r.txt", LARGE, kind="file", media_type="text/plain")
     assert api.uploads == 3
     api.failing = [StaleEpoch("late")]
     with pytest.raises(StaleEpoch):
-        await reports.upload("r.txt", b"x", kind="file", media_type="text/plain")
+        await reports.upload("r.txt", LARGE, kind="file", media_type="text/plain")
+
+
+async def test_small_file_travels_in_a_report_and_survives_the_agent(tmp_path: Path, api: FakeApi) -> None:
+    """A small file is on disk like everything else that was told: the next agent sends it."""
+    api.failing = [Unavailable("away")] * 100
+    first = open_spool(tmp_path, api)
+    await first.attempt("j-1", 1).upload("diff.patch", b"+x\n", kind="diff", media_type="text/x-diff")
+    await first.drain(0.2)
+    api.failing = []
+    second = open_spool(tmp_path, api)
+    await second.attempt("j-1", 1).flush(10)
+    await second.drain(1)
+    (body,) = api.reports
+    (file,) = body["files"]
+    assert (file["path"], file["kind"], b64decode(file["body"])) == ("diff.patch", "diff", b"+x\n")
+    assert file["sha256"] == hashlib.sha256(b"+x\n").hexdigest()
+    assert api.uploads == 0
 
 
 async def test_many_attempts_keep_few_files_open(spool: Spool) -> None:

@@ -17,7 +17,7 @@ from core.lifecycle import Record
 from core.scope import overlaps
 from core.settings import Settings
 from store import open_ledger
-from store.messages import StartedInfo
+from store.messages import AttemptReport, HandedIn, StartedInfo
 
 
 async def main(url: str, jobs: int) -> None:
@@ -36,8 +36,8 @@ async def main(url: str, jobs: int) -> None:
         for grant in grants:
             granted.append([grant.job_id, grant.epoch, grant.factory, grant.engine])
             now = datetime.now(UTC)
-            await ledger.attempt_started(grant.job_id, grant.epoch, StartedInfo(), now)
-            await ledger.accept_result(grant.job_id, grant.epoch, "c" * 40, now)
+            report = AttemptReport(started=StartedInfo(), result=HandedIn(sha="c" * 40))
+            await ledger.report(grant.job_id, grant.epoch, report, now)
             end = Record(path=(Stage.REVIEW, Stage.SHIPPED), epoch=grant.epoch, end_lease=True, release_locks=True)
             await ledger.record(grant.job_id, 1, end, now)
     await ledger.close()
