@@ -5,29 +5,28 @@ Asks with Describe, never through visibility, which lags behind and is bounded. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Final, Literal
 
 import structlog
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
 from core.attempt import workflow_id
-from core.errors import IllegalTransition
 from core.job import FailureKind, Stage
-from core.job_messages import RECORDS_PER_LIFE, JobOutcome, ReconcileReply
+from core.job_messages import LIFE_MEMO, JobOutcome, ReconcileReply
 from core.lifecycle import Entry, Record
 from store.ledger import Ledger
 from store.views import UnfinishedJob
 
 log = structlog.get_logger(__name__)
 
-YOUNG: Final = timedelta(seconds=15)
-"""A job this fresh may still be on its way through the outbox or through its last record."""
-MENDED_SEQ: Final = 900_000
-"""Records of the reconciler are numbered from here within a life, far above what a workflow writes."""
+Mended = Literal["restarted", "failed", "regranted"]
+"""What was done about a job: the member of `ReconcileReply` that lists it."""
+
+PAGE: Final = 500
 DEAD = {
     WorkflowExecutionStatus.TERMINATED: "was terminated",
     WorkflowExecutionStatus.FAILED: "failed",
@@ -46,61 +45,80 @@ class Reconciler:
 
     @activity.defn
     async def reconcile(self) -> ReconcileReply:
-        """Run one pass over all unfinished jobs."""
+        """Run one pass over all unfinished jobs; one that cannot be mended does not keep the others from it."""
         now = datetime.now(UTC)
-        reply = ReconcileReply()
-        for job in await self._ledger.unfinished_jobs(now - YOUNG):
-            if not job.start_pending:
-                reply = await self._mend(job, reply, now)
-            reply = reply.model_copy(update={"checked": reply.checked + 1})
-            activity.heartbeat(reply.checked)
+        mended: dict[Mended, list[str]] = {"restarted": [], "failed": [], "regranted": []}
+        checked = 0
+        async for job in self._unfinished(now):
+            done = await self._mend_safely(job, now)
+            if done is not None:
+                mended[done].append(job.id)
+            checked += 1
+            activity.heartbeat(checked)
         corrections = await self._ledger.recount_seats(now)
         self._wake()
-        return reply.model_copy(update={"freed_seats": len(corrections)})
+        return ReconcileReply.model_validate({"checked": checked, "freed_seats": len(corrections), **mended})
 
-    async def _mend(self, job: UnfinishedJob, reply: ReconcileReply, now: datetime) -> ReconcileReply:
-        """Compare one job with its workflow; return the reply with what was done."""
-        handle = self._client.get_workflow_handle(workflow_id(job.product_id, job.id), result_type=JobOutcome)
-        status = await _status(handle)
-        if status == WorkflowExecutionStatus.COMPLETED:
+    async def _unfinished(self, now: datetime) -> AsyncIterator[UnfinishedJob]:
+        """Yield the jobs whose workflow should be alive; a start on its way is the outbox's business."""
+        last: UnfinishedJob | None = None
+        while page := await self._ledger.unfinished_jobs(now, PAGE, after=last):
+            for job in page:
+                if not job.start_pending:
+                    yield job
+            last = page[-1]
+
+    async def _mend_safely(self, job: UnfinishedJob, now: datetime) -> Mended | None:
+        """Mend one job; what is wrong with it alone is logged."""
+        try:
+            return await self._mend(job, now)
+        except RPCError:
+            raise  # Temporal is away: so it is for all others
+        except Exception:
+            log.exception("reconcile.job_not_mended", job_id=job.id)
+            return None
+
+    async def _mend(self, job: UnfinishedJob, now: datetime) -> Mended | None:
+        """Compare one job with its workflow; return what was done about it."""
+        found = await self._describe(job)
+        if found is None:
+            return "restarted" if await self._ledger.enqueue_start(job.id, now) else None
+        if found.status == WorkflowExecutionStatus.COMPLETED:
+            handle = self._client.get_workflow_handle(found.id, run_id=found.run_id, result_type=JobOutcome)
             outcome = await handle.result()
-            await self._write(job, outcome.stage, "its workflow had ended already", now, outcome.commits)
-            return reply
-        if status is None:
-            await self._ledger.enqueue_start(job.id, now)
-            return reply.model_copy(update={"restarted": (*reply.restarted, job.id)})
-        if status in DEAD:
-            message = f"its workflow {DEAD[status]}; `gf requeue {job.id}` goes on from the last checkpoint"
-            await self._write(job, Stage.FAILED, message, now)
-            return reply.model_copy(update={"failed": (*reply.failed, job.id)})
-        return reply
+            await self._end(job, outcome.stage, "its workflow had ended already", now, outcome.commits)
+        elif found.status in DEAD:
+            message = f"its workflow {DEAD[found.status]}; `gf requeue {job.id}` goes on from the last checkpoint"
+            return "failed" if await self._end(job, Stage.FAILED, message, now) else None
+        elif job.stage == Stage.ASSIGNED and await self._ledger.resend_grant(job.id, now):
+            return "regranted"
+        return None
 
-    async def _write(
+    async def _describe(self, job: UnfinishedJob) -> WorkflowExecutionDescription | None:
+        """Return the workflow of the job's present life; None when there is none, or only one of an earlier life."""
+        try:
+            found = await self._client.get_workflow_handle(workflow_id(job.product_id, job.id)).describe()
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+        life: int = await found.memo_value(LIFE_MEMO, job.life)
+        return found if life >= job.life else None
+
+    async def _end(
         self, job: UnfinishedJob, stage: Stage, message: str, now: datetime, commits: tuple[str, ...] = ()
-    ) -> None:
-        """End the job where people see it, and free what it holds."""
+    ) -> bool:
+        """End the job where people see it, and free what it holds; return whether it had not ended meanwhile."""
+        failed = stage == Stage.FAILED
         record = Record(
             path=(stage,),
             epoch=job.epoch,
-            entries=(Entry(type="job.mended", message=message, data={"stage": stage}),),
+            entries=(Entry(type=f"job.{stage}", message=message, data={"mended": True}),),
             conditions=(),
             commits=commits or None,
-            attempt_outcome=FailureKind.CRASH if stage == Stage.FAILED and job.epoch else None,
+            attempt_outcome=FailureKind.CRASH if failed and job.epoch else None,
             attempt_message=message,
             end_lease=True,
             release_locks=True,
         )
-        try:
-            await self._ledger.record(job.id, job.life * RECORDS_PER_LIFE + MENDED_SEQ, record, now)
-        except IllegalTransition as error:
-            log.error("reconcile.illegal", job_id=job.id, error=error.message)  # noqa: TRY400 - expected, named
-
-
-async def _status(handle: WorkflowHandle[Any, JobOutcome]) -> WorkflowExecutionStatus | None:
-    """Return the state of the job's latest workflow; None when there is none."""
-    try:
-        return (await handle.describe()).status
-    except RPCError as error:
-        if error.status == RPCStatusCode.NOT_FOUND:
-            return None
-        raise
+        return await self._ledger.end_life(job.id, job.life, record, now)

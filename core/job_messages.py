@@ -21,6 +21,10 @@ RECORDS_PER_LIFE = 1_000_000
 """Records of one life of a job are numbered from `life * RECORDS_PER_LIFE`, so that lives never share a number."""
 
 
+LIFE_MEMO = "life"
+"""Memo field of a job's workflow: which life of the job it is."""
+
+
 class JobInput(Message):
     """Argument of `JobWorkflow`."""
 
@@ -152,4 +156,6 @@ class ReconcileReply(Message):
     """Jobs whose workflow was missing and was started again."""
     failed: tuple[str, ...] = ()
     """Jobs whose workflow was terminated; they are `failed` and may be requeued."""
+    regranted: tuple[str, ...] = ()
+    """Jobs whose workflow did not know of their grant, and was told again."""
     freed_seats: int = 0

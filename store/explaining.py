@@ -13,7 +13,7 @@ from core.router import Explanation, FleetSnapshot, plan
 from store.database import AnyRow
 from store.fleet_snapshot import FleetReader
 from store.open_job import no_such_job
-from store.tables import jobs, runs
+from store.tables import events, jobs, runs
 from store.views import JobExplanation
 
 
@@ -25,6 +25,8 @@ class Inputs(NamedTuple):
     """Of the newest attempt."""
     snapshot: FleetSnapshot | None
     """When the job waits for a seat."""
+    end: str = ""
+    """How the job failed, when it did: the words of its event."""
 
 
 def read(connection: Connection, fleet: FleetReader, job_id: str, now: datetime) -> Inputs:
@@ -42,8 +44,20 @@ def read(connection: Connection, fleet: FleetReader, job_id: str, now: datetime)
     decision = connection.execute(
         select(runs.c.decision, runs.c.granted_at).where(runs.c.job_id == job_id, runs.c.epoch == job.epoch)
     ).one_or_none()
-    waits = job.stage == Stage.QUEUED
-    return Inputs(job, decision, fleet.read(connection, now, including=job_id) if waits else None)
+    snapshot = fleet.read(connection, now, including=job_id) if job.stage == Stage.QUEUED else None
+    return Inputs(job, decision, snapshot, _end(connection, job) if job.stage in FAILED else "")
+
+
+def _end(connection: Connection, job: AnyRow) -> str:
+    """Return the words of the event with which the job failed, or was rejected."""
+    kinds = f"job.{job.stage}", "decision.reject"
+    told: str | None = connection.execute(
+        select(events.c.message)
+        .where(events.c.job_id == job.id, events.c.type.in_(kinds))
+        .order_by(events.c.seq.desc())
+        .limit(1)
+    ).scalar_one_or_none()
+    return told or ""
 
 
 def explain(inputs: Inputs) -> JobExplanation:
@@ -63,9 +77,11 @@ def explain(inputs: Inputs) -> JobExplanation:
         conditions=conditions,
         decided_at=decided_at,
         explanation=explanation,
-        message=_message(job, conditions, explanation),
+        message=_message(job, conditions, explanation, inputs.end),
     )
 
+
+FAILED = (Stage.FAILED, Stage.DEAD_LETTER)
 
 _HELD = {
     "parents": "waits for its parents",
@@ -74,8 +90,10 @@ _HELD = {
 }
 
 
-def _message(job: AnyRow, conditions: Sequence[Condition], explanation: Explanation | None) -> str:
+def _message(job: AnyRow, conditions: Sequence[Condition], explanation: Explanation | None, end: str) -> str:
     """Return one sentence."""
+    if end:
+        return f"{job.id} is {job.stage}: {end}"
     if job.stage == Stage.QUEUED and conditions:
         return "; ".join(condition.message for condition in conditions)
     if job.stage == Stage.QUEUED and job.held:

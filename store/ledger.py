@@ -23,6 +23,7 @@ from store import (
     explaining,
     factories,
     intake,
+    mending,
     outbox,
     parents,
     placing,
@@ -434,9 +435,14 @@ class Ledger:
         """Return the ids of the jobs that have this one among their parents."""
         return await self._database.read(parents.children_of, job_id)
 
-    async def unfinished_jobs(self, updated_before: datetime, limit: int = 1000) -> tuple[UnfinishedJob, ...]:
-        """Return jobs whose workflow should be alive and that nobody wrote to since `updated_before`, oldest first."""
-        return await self._database.read(queries.unfinished, updated_before, limit)
+    async def unfinished_jobs(
+        self, updated_before: datetime, limit: int = 1000, *, after: UnfinishedJob | None = None
+    ) -> tuple[UnfinishedJob, ...]:
+        """Return jobs whose workflow should be alive and that nobody wrote to since `updated_before`, oldest first.
+
+        The last job of one page is the `after` of the next.
+        """
+        return await self._database.read(queries.unfinished, updated_before, limit, after)
 
     async def enqueue_start(self, job_id: str, now: datetime) -> bool:
         """Have the workflow of an unfinished job begun anew, because it is gone; False when a start is on its way.
@@ -449,6 +455,25 @@ class Ledger:
 
         """
         return await self._database.write(projection.restart, job_id, now)
+
+    async def end_life(self, job_id: str, life: int, record: Record, now: datetime) -> bool:
+        """Apply a record that ends the job, unless it has ended or begun another life meanwhile. Then dispatch.
+
+        Raises:
+            NotFound: there is no such job.
+            IllegalTransition: the job is in a stage from which the path does not lead on.
+
+        """
+        return await self._database.write(mending.end_life, job_id, life, record, now)
+
+    async def resend_grant(self, job_id: str, now: datetime) -> bool:
+        """Tell the job's workflow of its grant again, when no engine started within the lease; False otherwise.
+
+        Raises:
+            NotFound: there is no such job.
+
+        """
+        return await self._database.write(mending.resend_grant, job_id, now)
 
 
 def open_ledger(settings: Settings) -> Ledger:

@@ -9,7 +9,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, exists, func, literal, select, tuple_
+from sqlalchemy import ColumnElement, Connection, exists, func, literal, select, tuple_
 
 from core.attempt import Usage
 from core.errors import InvalidInput
@@ -277,8 +277,11 @@ def _last_attempt(last: AnyRow) -> dict[str, Any]:
     return {"failure": failure, "session_id": session, "engine": last.engine}
 
 
-def unfinished(connection: Connection, updated_before: datetime, limit: int) -> tuple[UnfinishedJob, ...]:
+def unfinished(
+    connection: Connection, updated_before: datetime, limit: int, after: UnfinishedJob | None
+) -> tuple[UnfinishedJob, ...]:
     """Return jobs whose workflow should be alive, the one that was written to longest ago first."""
+    later = () if after is None else (_after(after),)
     starting = exists().where(outbox.c.job_id == jobs.c.id, outbox.c.kind == "start")
     rows = connection.execute(
         select(
@@ -292,8 +295,13 @@ def unfinished(connection: Connection, updated_before: datetime, limit: int) -> 
             starting.label("start_pending"),
         )
         .join(leases, (leases.c.job_id == jobs.c.id) & (leases.c.epoch == jobs.c.epoch), isouter=True)
-        .where(jobs.c.ended_at.is_(None), jobs.c.updated_at < updated_before)
+        .where(jobs.c.ended_at.is_(None), jobs.c.updated_at < updated_before, *later)
         .order_by(jobs.c.updated_at, jobs.c.id)
         .limit(limit)
     )
     return tuple(UnfinishedJob.model_validate(row._asdict()) for row in rows)
+
+
+def _after(job: UnfinishedJob) -> ColumnElement[bool]:
+    place = tuple_(literal(job.updated_at, UtcDateTime), literal(job.id))
+    return tuple_(jobs.c.updated_at, jobs.c.id) > place

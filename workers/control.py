@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -24,7 +25,9 @@ from temporalio.client import (
     ScheduleOverlapPolicy,
     SchedulePolicy,
     ScheduleSpec,
+    ScheduleUpdate,
 )
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.ledger_steps import LedgerSteps
@@ -46,8 +49,11 @@ log = structlog.get_logger(__name__)
 CONNECT_PAUSE_S: Final = 0.2
 DRAIN_S: Final = 5
 SCHEDULE_ID: Final = "gf-reconcile"
+SCHEDULE_CHECK_S: Final = 30.0
 CACHED_WORKFLOWS: Final = 2000
 """Parked jobs beyond this are evicted and replayed when something happens to them."""
+STICKY_LIMIT: Final = timedelta(seconds=2)
+"""How long a task waits for the worker that has its workflow in memory: a killed one must not hold its jobs up."""
 
 
 class Dispatcher:
@@ -89,7 +95,7 @@ class Dispatcher:
 
 
 async def ensure_schedule(client: Client, interval_s: float) -> None:
-    """Make the reconciler's schedule, once per namespace."""
+    """Make the reconciler's schedule, once per namespace; one that is there gets the present interval."""
     schedule = Schedule(
         action=ScheduleActionStartWorkflow(
             "ReconcileWorkflow", id="gf-reconcile", task_queue=CONTROL_QUEUE, static_summary="reconcile"
@@ -97,8 +103,25 @@ async def ensure_schedule(client: Client, interval_s: float) -> None:
         spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=timedelta(seconds=interval_s))]),
         policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=timedelta(seconds=10)),
     )
-    with contextlib.suppress(ScheduleAlreadyRunningError):
+    try:
         await client.create_schedule(SCHEDULE_ID, schedule)
+    except ScheduleAlreadyRunningError:
+        await client.get_schedule_handle(SCHEDULE_ID).update(
+            lambda known: ScheduleUpdate(replace(schedule, state=known.description.schedule.state))  # paused stays so
+        )
+
+
+async def keep_schedule(client: Client, interval_s: float) -> None:
+    """See that the reconciler's schedule is there, also after Temporal lost its data."""
+    while True:
+        await asyncio.sleep(SCHEDULE_CHECK_S)
+        try:
+            await client.get_schedule_handle(SCHEDULE_ID).describe()
+        except RPCError as error:
+            log.warning("schedule.not_found", error=str(error))
+            if error.status == RPCStatusCode.NOT_FOUND:
+                with contextlib.suppress(RPCError):  # the next check comes
+                    await ensure_schedule(client, interval_s)
 
 
 @contextlib.asynccontextmanager
@@ -116,6 +139,7 @@ async def control_workers(client: Client, ledger: Ledger, settings: Settings) ->
         no_remote_activities=True,
         workflow_runner=UnsandboxedWorkflowRunner(),  # see docs/adr/0005: the sandbox guards in the tests
         max_cached_workflows=CACHED_WORKFLOWS,
+        sticky_queue_schedule_to_start_timeout=STICKY_LIMIT,
         graceful_shutdown_timeout=timedelta(seconds=DRAIN_S),
     )
     io = Worker(
@@ -126,25 +150,35 @@ async def control_workers(client: Client, ledger: Ledger, settings: Settings) ->
         max_concurrent_activities=20,
         graceful_shutdown_timeout=timedelta(seconds=DRAIN_S),
     )
-    loop = asyncio.create_task(dispatcher.run())
+    loops = [
+        asyncio.create_task(dispatcher.run()),
+        asyncio.create_task(keep_schedule(client, settings.reconcile_s)),
+    ]
     try:
         async with workflows, io:
             yield dispatcher
     finally:
-        loop.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await loop
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
 
 
 async def connect_patiently(settings: Settings, stop: asyncio.Event) -> Client | None:
-    """Connect to Temporal, for as long as it takes; None when `stop` came first."""
+    """Connect to Temporal's namespace, and see that it has our schedule, for as long as it takes.
+
+    Returns None when `stop` came first.
+    """
+    identity = f"control/{os.getpid()}"
     while not stop.is_set():
         try:
-            return await connect(settings, address=settings.temporal_address, identity=f"control/{os.getpid()}")
-        except RuntimeError as error:
+            client = await connect(settings, address=settings.temporal_address, identity=identity)
+            await ensure_schedule(client, settings.reconcile_s)
+        except (RuntimeError, RPCError) as error:
             log.warning("temporal.unreachable", address=settings.temporal_address, error=str(error))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), CONNECT_PAUSE_S)
+        else:
+            return client
     return None
 
 
@@ -158,7 +192,6 @@ async def main() -> int:
     ledger = open_ledger(settings)
     client = await connect_patiently(settings, stop)
     if client is not None:
-        await ensure_schedule(client, settings.reconcile_s)
         async with control_workers(client, ledger, settings):
             log.info("control.ready", pid=os.getpid())
             announce_ready()

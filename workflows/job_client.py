@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
-from temporalio.client import Client, WorkflowUpdateFailedError
+from temporalio.client import Client, WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes, WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
@@ -20,7 +20,7 @@ from core.attempt import workflow_id
 from core.errors import IllegalAction, NotFound, Unavailable
 from core.job import Stage
 from core.job_events import ACTIONS, Policy
-from core.job_messages import CONTROL_QUEUE, ActReply, ActRequest, JobInput
+from core.job_messages import CONTROL_QUEUE, LIFE_MEMO, ActReply, ActRequest, JobInput
 from core.lifecycle import ENDED
 from core.settings import Settings
 from store.ledger import Ledger
@@ -109,19 +109,28 @@ class JobClient:
         ]
         if grant:
             attributes.append(SearchAttributePair(GF_FACTORY, grant.factory))
+        name = workflow_id(spec.product_id, job_id)
         try:
             await self._client.start_workflow(
                 "JobWorkflow",
                 argument,
-                id=workflow_id(spec.product_id, job_id),
+                id=name,
                 task_queue=CONTROL_QUEUE,
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
                 search_attributes=TypedSearchAttributes(attributes),
                 static_summary=f"{spec.title} · {job_id}"[:200],
                 static_details=_details(argument),
+                memo={LIFE_MEMO: payload.life},
             )
         except WorkflowAlreadyStartedError:
+            await self._check_life(name, payload.life)
             log.info("workflow.already_started", job_id=job_id)
+
+    async def _check_life(self, name: str, life: int) -> None:
+        """Raise while the workflow of an earlier life still closes: the next life's start has to come again."""
+        running: int = await (await self._client.get_workflow_handle(name).describe()).memo_value(LIFE_MEMO, life)
+        if running < life:
+            raise RuntimeError(f"{name} of life {running} has not closed yet")
 
     async def _signal(self, row: OutboxRow) -> None:
         """Signal the job's workflow; one that has ended needs nothing any more."""
@@ -156,11 +165,13 @@ class JobClient:
         except WorkflowUpdateFailedError as error:
             raise _refusal(error, action, job.id) from error
         except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND and (ended := await self._ledger.job(job.id)).stage in ENDED:
+                return await self._act_on_ended(ended, action, reason=reason, by=by)  # between our look and our call
             raise _rpc_problem(error, job.id) from error
-        except TimeoutError as error:
+        except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
             raise Unavailable(
-                f"no control worker took {action} of job {job.id} within {RPC_TIMEOUT_S} s",
-                hint="look at `gf status`; the action may still be taken when a worker is back",
+                f"{action} of job {job.id} was not answered within {RPC_TIMEOUT_S} s",
+                hint="look at `gf status`; it may still be taken when a control worker and the factory are back",
             ) from error
         return reply
 

@@ -309,7 +309,8 @@ async def test_unfinished_jobs_are_those_whose_workflow_should_live(fleet: Fleet
         ("a", Stage.BUILDING, 1, 1, "living", False),
         ("b", Stage.QUEUED, 0, 1, None, True),
     ]
-    assert len(await fleet.ledger.unfinished_jobs(quiet, limit=1)) == 1
+    (first,) = await fleet.ledger.unfinished_jobs(quiet, limit=1)
+    assert [job.id for job in await fleet.ledger.unfinished_jobs(quiet, limit=5, after=first)] == ["b"]
 
 
 async def test_start_payload_tells_the_workflow_everything(fleet: Fleet) -> None:
