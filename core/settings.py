@@ -87,7 +87,8 @@ class Settings(BaseModel):
         default=None, description="Directory of YAML-described engines; default `<home>/engines`."
     )
     payload_codec: str = Field(
-        default="", description="`module:attribute` of a Temporal payload codec (encryption); empty for none."
+        default="",
+        description="Payload codec, for encryption in Temporal: `module:attribute` or `/path/file.py:attribute`.",
     )
 
     @property

@@ -160,6 +160,10 @@ class Floor:
                 Worker(self.client, task_queue=queue, activities=steps, max_concurrent_activity_task_polls=1)
             )
 
+    async def enter(self, worker: Worker) -> None:
+        """Run a worker of the test's own until the test ends."""
+        await self._stack.enter_async_context(worker)
+
     async def built(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer with a candidate."""
         return {
