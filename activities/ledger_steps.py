@@ -71,7 +71,7 @@ class LedgerSteps:
             return reply
         job = await self._ledger.job(request.job_id)
         repository = Repository.model_validate(job.repository)
-        if job.epoch > 0 or repository.kind == RepositoryKind.DIRECTORY:
+        if job.attempts or repository.kind == RepositoryKind.DIRECTORY:
             return reply
         ref = f"refs/heads/{repository.base}"
         try:

@@ -82,7 +82,7 @@ class Reconciler:
         """Compare one job with its workflow; return what was done about it."""
         found = await self._describe(job)
         if found is None:
-            return "restarted" if await self._ledger.enqueue_start(job.id, now) else None
+            return "restarted" if await self._ledger.enqueue_start(job.id, now, life=job.life) else None
         if found.status == WorkflowExecutionStatus.COMPLETED:
             handle = self._client.get_workflow_handle(found.id, run_id=found.run_id, result_type=JobOutcome)
             outcome = await handle.result()

@@ -21,12 +21,13 @@ from api.app import create_app
 from api.backend import Backend
 from api.background import Dispatcher, TemporalLink
 from api.shelf import ProfileShelf
-from api.tokens import ensure_tokens
 from core.errors import GigafactoryError
 from core.settings import Settings
 from store import event_loop, open_ledger
 from store.logging_setup import configure_logging
 from store.settings_source import read_settings
+from store.token_book import TokenBook
+from store.token_files import ensure_person_token
 
 log = structlog.get_logger(__name__)
 
@@ -73,18 +74,17 @@ async def serve(settings: Settings) -> int:
 @contextlib.asynccontextmanager
 async def running_backend(settings: Settings) -> AsyncIterator[Backend]:
     """Open the ledger, start what runs beside the requests, and stop it all again."""
-    tokens = ensure_tokens(settings.home)
+    ensure_person_token(settings.home)
     ledger = open_ledger(settings)
     temporal = TemporalLink(ledger, settings)
     dispatcher = Dispatcher(ledger, temporal, settings)
     backend = Backend(
         settings=settings,
         ledger=ledger,
-        tokens=tokens,
+        book=TokenBook(ledger, settings.home, person=_person()),
         temporal=temporal,
         dispatcher=dispatcher,
         shelf=ProfileShelf(settings.home),
-        user_name=_user_name(),
     )
     loops = [
         asyncio.create_task(work, name=name)
@@ -116,8 +116,8 @@ def main() -> int:
         return 1
 
 
-def _user_name() -> str:
-    """Return whom the user token of this single-user stack stands for."""
+def _person() -> str:
+    """Return whom the token in `<home>/token` stands for."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):

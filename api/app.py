@@ -10,13 +10,14 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.routing import BaseRoute
 
 from api import problems
-from api.auth import Authentication
+from api.auth import Authentication, open_routes
 from api.backend import Backend
 from api.documents import Problem
 from api.guards import LOOPBACK_NAMES, BodyLimit, HostCheck, RequestScope
-from api.routes import actions, attempts, factories, jobs, submit, system
+from api.routes import actions, attempts, enrolment, factories, jobs, recovery, submit, system, tokens
 from core.errors import GigafactoryError
 from core.version import VERSION
 
@@ -29,6 +30,9 @@ ROUTERS: Final = (
     jobs.router,
     factories.router,
     attempts.router,
+    enrolment.router,
+    tokens.router,
+    recovery.router,
 )
 DESCRIPTION: Final = (
     "The control plane of a Gigafactory stack. Every error is a problem document (RFC 9457) with a stable `code`; "
@@ -63,10 +67,17 @@ def bare_app() -> FastAPI:
         },
         responses={"default": {"model": Problem, "description": "Any error, as a problem document."}},
     )
+    if unguarded := open_routes(served_routes()):
+        raise RuntimeError(f"these routes name no permission, so anybody could use them: {', '.join(unguarded)}")
     for router in ROUTERS:
         app.include_router(router)
     app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
+
+
+def served_routes() -> tuple[BaseRoute, ...]:
+    """Return every route of the API."""
+    return tuple(route for router in ROUTERS for route in router.routes)
 
 
 def openapi_document(app: FastAPI) -> dict[str, Any]:
@@ -88,7 +99,7 @@ def _guards(backend: Backend) -> list[Middleware]:
     guards = [Middleware(RequestScope)]
     if backend.settings.api_host in LOOPBACK_ADDRESSES:
         guards.append(Middleware(HostCheck, names=LOOPBACK_NAMES))
-    guards.append(Middleware(Authentication, tokens=backend.tokens, user_name=backend.user_name))
+    guards.append(Middleware(Authentication, book=backend.book))
     guards.append(Middleware(BodyLimit))
     return guards
 

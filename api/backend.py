@@ -7,6 +7,7 @@ import json
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Protocol
 
@@ -14,12 +15,13 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from api.ids import JobIds
+from api.owners import Owners
 from api.shelf import ProfileShelf
 from api.sse import Wakeups
-from api.tokens import Tokens
-from core.job_messages import ActReply
+from core.job_messages import ActReply, RecoveredJob
 from core.settings import Settings
 from store.ledger import Ledger
+from store.token_book import TokenBook
 from store.views import JobView
 
 
@@ -28,6 +30,12 @@ class JobActions(Protocol):
 
     async def act(self, job: JobView, action: str, *, sha: str = "", reason: str = "", by: str = "") -> ActReply:
         """Bring `action` to `job`."""
+
+    async def recover(self, after_id: str, limit: int, *, replace: bool) -> tuple[RecoveredJob, ...]:
+        """Give unfinished jobs the workflow that they lack."""
+
+    async def end_unknown(self) -> tuple[str, ...]:
+        """End job workflows that the ledger has no unfinished job for."""
 
 
 class Temporal(Protocol):
@@ -54,15 +62,19 @@ class Backend:
 
     settings: Settings
     ledger: Ledger
-    tokens: Tokens
+    book: TokenBook
     temporal: Temporal
     dispatcher: Wakes
     shelf: ProfileShelf
-    user_name: str = "local"
     wakeups: Wakeups = field(default_factory=Wakeups)
     ids: JobIds = field(default_factory=JobIds)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     instance_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @cached_property
+    def owners(self) -> Owners:
+        """Return who knows whose a record is."""
+        return Owners(self.ledger)
 
     @property
     def artifacts_dir(self) -> Path:

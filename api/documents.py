@@ -183,6 +183,13 @@ class FactoryDocument(Document):
     busy: int
     stations: tuple[StationRow, ...]
     capabilities: tuple[str, ...]
+    """Detected by its agent."""
+    declared: tuple[str, ...]
+    """Claimed by the machine's settings."""
+    attested: tuple[str, ...]
+    """Vouched for by an operator."""
+    unattested: tuple[str, ...]
+    """Sensitive ones, detected or declared, that nobody vouched for: they do not count for routing."""
     status: dict[str, Any]
     details: dict[str, Any]
     registered_at: datetime

@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from activities.repository import resolve_repository
 from api.backend import Backend, utc_now
+from core.access import Access
 from core.engine_classes import ENGINE_CLASSES
-from core.errors import FieldProblem, InvalidInput, InvalidManifest
+from core.errors import FieldProblem, Forbidden, InvalidInput, InvalidManifest
 from core.field_problems import line_of, merged
 from core.job import Dependency, JobSpec, Repository
 from core.manifest import ParsedManifest, invalid, read_manifest, read_manifest_object
@@ -82,33 +83,41 @@ class Taken:
         return (*fields, *self.draft.repository.notes)
 
 
-async def submit(backend: Backend, jobs: Sequence[JobInput], *, by: str, key: str | None = None) -> tuple[Taken, ...]:
+async def submit(
+    backend: Backend, jobs: Sequence[JobInput], *, by: str, access: Access, key: str | None = None
+) -> tuple[Taken, ...]:
     """Take `jobs` in, all or none, and have them started.
 
-    `key` is the idempotency key of the request's header; it stands for the same field of the (only) job.
+    `key` is the idempotency key of the request's header; it stands for the same field of the (only) job. `access` is
+    the reach of whoever submits.
 
     Raises:
         InvalidManifest: every mistake of every job.
+        Forbidden: a job is of a product that `access` does not reach.
         IdempotencyConflict: a key is taken by other content.
 
     """
-    drafts = await prepare(backend, jobs, key=key)
+    drafts = await prepare(backend, jobs, access=access, key=key)
     submissions = [await _submission(backend, draft, drafts, by) for draft in drafts]
     submitted = await backend.ledger.submit_all(submissions, now=utc_now())
     backend.dispatcher.wake()
     return tuple(Taken(answer, draft) for answer, draft in zip(submitted, drafts, strict=True))
 
 
-async def prepare(backend: Backend, jobs: Sequence[JobInput], *, key: str | None = None) -> tuple[Draft, ...]:
+async def prepare(
+    backend: Backend, jobs: Sequence[JobInput], *, access: Access, key: str | None = None
+) -> tuple[Draft, ...]:
     """Read, resolve and place `jobs` without starting anything.
 
     Raises:
         InvalidManifest: every mistake of every job.
+        Forbidden: a job is of a product that `access` does not reach.
 
     """
     known = await _known(backend)
     found = await asyncio.to_thread(lambda: [_complaint_of(partial(_resolve, known, job)) for job in jobs])
     resolved = _all_or_raise(jobs, found)
+    _check_products(resolved, access)
     if key is not None:
         resolved = [_with_key(resolved, key)]
     turns = asyncio.Semaphore(PARALLEL_PLACES)
@@ -213,6 +222,16 @@ def _with_key(read: Sequence[Read], key: str) -> Read:
     parsed, resolution = read[0]
     values = resolution.values | {"idempotency_key": key}
     return parsed, resolution.model_copy(update={"values": values})
+
+
+def _check_products(resolved: Sequence[Read], access: Access) -> None:
+    products = {str(resolution.values["product_id"]) for _, resolution in resolved}
+    beyond = sorted(product_id for product_id in products if not access.reaches(product_id))
+    if beyond:
+        raise Forbidden(
+            f"this token is not for product {', '.join(beyond)}",
+            hint=f"it is for: {', '.join(access.products or ())}; `product` in the job file says which one is meant",
+        )
 
 
 async def _submission(backend: Backend, draft: Draft, drafts: Sequence[Draft], by: str) -> Submission:

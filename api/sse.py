@@ -13,7 +13,7 @@ import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from datetime import datetime
 from heapq import merge
 from typing import Final, NamedTuple, TypeVar
@@ -98,7 +98,16 @@ class Wakeups:
 class JobStream:
     """One reader's stream of one job."""
 
-    def __init__(self, ledger: Ledger, wakeups: Wakeups, stopping: asyncio.Event) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        wakeups: Wakeups,
+        stopping: asyncio.Event,
+        *,
+        allowed: Callable[[], Awaitable[bool]],
+    ) -> None:
+        """`allowed` says whether the reader may still have it; asked before each look, several times a second."""
+        self._allowed = allowed
         self._ledger = ledger
         self._wakeups = wakeups
         self._stopping = stopping
@@ -112,7 +121,7 @@ class JobStream:
         yield f"retry: {RETRY_MS}\n\n".encode()
         with self._wakeups.listening(job_id) as changed:
             sent_at, caught_up = time.monotonic(), False
-            while True:
+            while await self._allowed():
                 changed.clear()
                 latest = await self._ledger.latest_ids(job_id)
                 position, rows = await self._read(job_id, position, latest)

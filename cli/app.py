@@ -47,12 +47,24 @@ class StageName(StrEnum):
     CANCELLED = "cancelled"
 
 
+class RoleName(StrEnum):
+    """Roles that `gf token create --role` knows; the same as `core.roles.Role` without `enrolment`."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    REVIEWER = "reviewer"
+    ADMIN = "admin"
+    FACTORY = "factory"
+    TRACKER = "tracker"
+
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else on stderr.")]
 JsonLines = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout; with --follow one JSON object a line.")
 ]
 Job = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, as `gf jobs` shows it.")]
 Jobs = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of jobs, as `gf jobs` shows them.")]
+Factory = Annotated[str, typer.Argument(metavar="FACTORY", help="Name of a factory, as `gf factories` shows it.")]
 Files = Annotated[
     list[str], typer.Argument(metavar="FILE...", help="Markdown job files; `-` reads one from standard input.")
 ]
@@ -136,13 +148,164 @@ def doctor(as_json: Json = False) -> int:
     return checks.doctor(as_json=as_json)
 
 
+# --- the fleet --------------------------------------------------------------------------------------------------------
+
+
 @app.command()
 @guarded
-def factories(as_json: Json = False) -> int:
+def factories(
+    capabilities: Annotated[
+        bool, typer.Option("--capabilities", help="Show what each detected, declared, and was attested.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
     """List the factories with their stations."""
     from cli import listing  # noqa: PLC0415
 
-    return listing.factories(as_json=as_json)
+    return listing.factories(capabilities=capabilities, as_json=as_json)
+
+
+@app.command("enroll-token")
+@guarded
+def enroll_token(
+    name: Annotated[str | None, typer.Option(help="The only factory that the machine may become.")] = None,
+    lifetime: Annotated[str | None, typer.Option(help="How long it is good: 15m (default), at most 1d.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Make a token with which one machine may become a factory, once."""
+    from cli import tokens  # noqa: PLC0415
+
+    return tokens.enrolment(name=name, lifetime=lifetime, as_json=as_json)
+
+
+@app.command()
+@guarded
+def enroll(
+    *,
+    api: Annotated[str, typer.Option("--api", help="Address of the fleet's API.")],
+    token: Annotated[
+        str | None,
+        typer.Option("--token", help="What `gf enroll-token` printed; or the variable GIGAFACTORY_ENROLMENT_TOKEN."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the factory; default: a memorable one.")] = None,
+    temporal: Annotated[
+        str | None, typer.Option(help="host:port of Temporal, where it is another than the fleet says.")
+    ] = None,
+    start: Annotated[bool, typer.Option(help="Start the factory's agent now.")] = True,
+    as_json: Json = False,
+) -> int:
+    """Make this machine a factory of a fleet, and start its agent."""
+    from cli import fleet  # noqa: PLC0415
+
+    return fleet.enroll(fleet.EnrolRequest(api, token, name, temporal, start), as_json=as_json)
+
+
+@app.command()
+@guarded
+def retire(
+    factory: Factory,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take its running attempts away; they go on elsewhere.")
+    ] = False,
+    wait: Annotated[str, typer.Option(help="How long to wait until it has drained.")] = "10m",
+    as_json: Json = False,
+) -> int:
+    """Take a factory away for good: drain it, then revoke its tokens."""
+    from cli import fleet  # noqa: PLC0415
+
+    return fleet.retire(factory, force=force, wait=wait, as_json=as_json)
+
+
+@app.command()
+@guarded
+def attest(
+    factory: Factory,
+    capabilities: Annotated[list[str], typer.Argument(metavar="CAPABILITY...", help="As `gf factories` shows them.")],
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Vouch for them no more.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Vouch for capabilities of a factory: sensitive ones count for routing only then."""
+    from cli import fleet  # noqa: PLC0415
+
+    return fleet.attest(factory, capabilities, withdraw=withdraw, as_json=as_json)
+
+
+@app.command()
+@guarded
+def audit(
+    after: Annotated[int, typer.Option(min=0, help="Only lines after this number.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, oldest first.")] = 500,
+    as_json: Json = False,
+) -> int:
+    """Show who did what about tokens, factories and trust."""
+    from cli import fleet  # noqa: PLC0415
+
+    return fleet.audit(after=after, limit=limit, as_json=as_json)
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+token_commands = typer.Typer(help="Make, list, rotate and revoke tokens.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(token_commands, name="token")
+
+
+@token_commands.command("create")
+@guarded
+def token_create(
+    *,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whom or what it is for; written into events.")],
+    role: Annotated[list[RoleName], typer.Option("--role", help="What it may do; may be repeated.")],
+    product: Annotated[list[str] | None, typer.Option(help="Only this product; may be repeated. Default: all.")] = None,
+    factory: Annotated[str | None, typer.Option(help="With --role factory: which one.")] = None,
+    lifetime: Annotated[str | None, typer.Option(help="How long it is good; default 90d.")] = None,
+    no_expiry: Annotated[bool, typer.Option("--no-expiry", help="It is good until it is revoked.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Make a token and show it, this once."""
+    from cli import tokens  # noqa: PLC0415
+
+    request = tokens.CreateRequest(
+        name, tuple(str(one) for one in role), tuple(product or ()), factory, lifetime, not no_expiry
+    )
+    return tokens.create(request, as_json=as_json)
+
+
+@token_commands.command("list")
+@guarded
+def token_list(
+    ended: Annotated[bool, typer.Option("--ended", help="Also those that open nothing any more.")] = False,
+    as_json: Json = False,
+) -> int:
+    """List the tokens, without their secrets."""
+    from cli import tokens  # noqa: PLC0415
+
+    return tokens.list_all(ended=ended, as_json=as_json)
+
+
+@token_commands.command("rotate")
+@guarded
+def token_rotate(
+    token_id: Annotated[str, typer.Argument(metavar="TOKEN", help="Id of a token, or `self` for your own.")],
+    grace: Annotated[str | None, typer.Option(help="How long the old one stays good beside it; default 1h.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Put a new token in the place of one."""
+    from cli import tokens  # noqa: PLC0415
+
+    return tokens.rotate(token_id, grace=grace, as_json=as_json)
+
+
+@token_commands.command("revoke")
+@guarded
+def token_revoke(
+    token_ids: Annotated[list[str], typer.Argument(metavar="TOKEN...", help="Ids of tokens.")],
+    reason: Reason = "",
+    as_json: Json = False,
+) -> int:
+    """End tokens now, everywhere within a second."""
+    from cli import tokens  # noqa: PLC0415
+
+    return tokens.revoke(token_ids, reason=reason, as_json=as_json)
 
 
 # --- jobs: in ---------------------------------------------------------------------------------------------------------
@@ -302,6 +465,24 @@ def pause(job_ids: Jobs, reason: Reason = "", as_json: Json = False) -> int:
 def resume(job_ids: Jobs, reason: Reason = "", as_json: Json = False) -> int:
     """Let a paused job go on."""
     return _act("resume", job_ids, reason=reason, as_json=as_json)
+
+
+# --- after a loss ------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def recover(
+    ledger_restored: Annotated[
+        bool,
+        typer.Option("--ledger-restored", help="The ledger came back from a backup: fence off all that came after it."),
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Give unfinished jobs whose workflow was lost a new one, where they stand. To do it again does no harm."""
+    from cli import recovering  # noqa: PLC0415
+
+    return recovering.recover(ledger_restored=ledger_restored, as_json=as_json)
 
 
 # --- work on Gigafactory itself ---------------------------------------------------------------------------------------

@@ -1,12 +1,11 @@
-"""`gf bench NAME`: runs one of the benchmarks of `tests/bench` in a process of its own. *Does I/O: starts it.*"""
+"""`gf bench NAME`: becomes one of the benchmarks of `tests/bench`. *Does I/O: starts it in this process's place.*"""
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from cli import output
 from cli.exit_codes import ExitCode
@@ -20,8 +19,15 @@ def names() -> list[str]:
     return sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
 
 
+def _become(command: list[str], environment: dict[str, str]) -> NoReturn:
+    """Go on as another program: so whoever ends this process ends the benchmark."""
+    sys.stdout.flush()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.execve(command[0], command, environment)  # noqa: S606 - a list of arguments, no shell
+
+
 def bench(name: str, arguments: list[str], *, as_json: bool) -> int:
-    """Run the benchmark `name` and return its exit code; with `as_json` its one document goes to stdout."""
+    """Become the benchmark `name`; with `as_json` its one document goes to stdout. Returns only when there is none."""
     if name == "list":
         output.document({"benches": names()}) if as_json else output.say("\n".join(names()))
         return ExitCode.DONE
@@ -31,5 +37,4 @@ def bench(name: str, arguments: list[str], *, as_json: bool) -> int:
         return ExitCode.USAGE
     flags = ["--json"] if as_json else []
     command = [sys.executable, "-P", "-m", f"tests.bench.bench_{name}", *flags, *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False).returncode
+    _become(command, {**os.environ, "PYTHONPATH": str(ROOT)})

@@ -30,10 +30,13 @@ from cli import output
 from cli.exit_codes import ExitCode
 from cli.home import home_dir
 from core.errors import GigafactoryError, InvalidInput
+from core.field_problems import render_problem
 from core.settings import Settings
 from core.version import VERSION
 from store.settings_source import FILE_NAME, read_settings
-from workers.stack_home import LOOPBACK, TOKEN_FILES, port_is_free
+from store.token_files import person_token_file
+from workers import home_check
+from workers.stack_home import LOOPBACK, port_is_free
 from workers.stack_state import StackState, read_state
 from workers.stack_stop import strays_of
 
@@ -289,8 +292,7 @@ def _too_open(home: Path) -> Iterator[Finding]:
         yield Finding("home", "fail", f"others may write to {home} (mode {mode & 0o777:o})", f"chmod 700 {home}")
     elif mode & 0o055:
         yield Finding("home", "warn", f"others may read {home} (mode {mode & 0o777:o})", f"chmod 700 {home}")
-    for name in TOKEN_FILES:
-        path = home / name
+    for path in (person_token_file(home), *sorted(home.glob("factories/*/token"))):
         if path.exists() and path.stat().st_mode & 0o077:
             seen = f"others may read {path} (mode {path.stat().st_mode & 0o777:o})"
             yield Finding("tokens", "fail", seen, f"rm {path}; gf down; gf up    (a new one is made)")
@@ -306,6 +308,24 @@ def check_ledger(patient: Patient) -> Iterator[Finding]:
         yield Finding("ledger", "fail", error.message, error.hint)
         return
     yield Finding("ledger", condition.verdict, condition.seen, condition.mend)
+
+
+def check_profiles(patient: Patient) -> Iterator[Finding]:
+    """Every profile file of the home is understood."""
+    count, mistakes = home_check.check_profiles(patient.home)
+    mend = "correct the file: docs/reference/profiles.md"
+    yield from (Finding("profiles", "fail", render_problem(mistake), mend) for mistake in mistakes)
+    if not mistakes:
+        yield Finding("profiles", "ok", f"{count} profiles")
+
+
+def check_codec(patient: Patient) -> Iterator[Finding]:
+    """The payload codec that the settings name can be loaded."""
+    named = patient.settings.payload_codec
+    if named:
+        problem = home_check.codec_problem(patient.settings)
+        mend = "correct it: docs/how-to/seal-what-temporal-stores.md"
+        yield Finding("payload codec", "fail" if problem else "ok", problem or named, mend)
 
 
 # --- the stack -------------------------------------------------------------------------------------------------------
@@ -342,7 +362,7 @@ def check_engines(patient: Patient) -> Iterator[Finding]:
     place = nearest_existing(patient.home)
     report = asyncio.run(engine_check.check_engines(patient.settings, os.environ, place))
     for mistake in report.mistakes:
-        yield Finding("engines", "fail", f"{mistake.path}: {mistake.message}", "correct the description")
+        yield Finding("engines", "fail", render_problem(mistake), "see docs/how-to/add-an-engine.md")
     alone = not any(engine.agent and not engine.problem for engine in report.engines)
     for engine in report.engines:
         yield judge_engine(engine.name, engine.version, engine.problem, engine.missing, alone=alone)
@@ -376,6 +396,8 @@ CHECKS: Final[tuple[Check, ...]] = (
     check_home,
     check_ports,
     check_ledger,
+    check_profiles,
+    check_codec,
     check_stack,
     check_engines,
 )

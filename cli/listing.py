@@ -110,8 +110,8 @@ def diff(job_id: str, *, as_json: bool) -> ExitCode:
     return ExitCode.DONE
 
 
-def factories(*, as_json: bool) -> ExitCode:
-    """List the factories."""
+def factories(*, capabilities: bool, as_json: bool) -> ExitCode:
+    """List the factories; with `capabilities` also what each detected, declared, and was attested."""
     found = connect().get("/fleet/factories")
     if as_json:
         output.document(found)
@@ -126,7 +126,17 @@ def factories(*, as_json: bool) -> ExitCode:
         for station in factory["stations"]:
             if not station["usable"] and station["repair"]:
                 output.note(f"{factory['name']}/{station['engine']}: {station['repair']}")
+        for claim in factory["unattested"]:
+            output.note(f"{factory['name']}: {claim} does not count; gf attest {factory['name']} {claim}")
+        if capabilities:
+            _say_capabilities(factory)
     return ExitCode.DONE
+
+
+def _say_capabilities(factory: dict[str, Any]) -> None:
+    output.say(factory["name"])
+    for kind, word in (("capabilities", "detected"), ("declared", "declared"), ("attested", "attested")):
+        output.say(f"  {word:<9} {', '.join(factory[kind]) or words.UNKNOWN}")
 
 
 def _factory_row(factory: dict[str, Any], now: datetime) -> tuple[str, ...]:

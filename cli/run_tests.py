@@ -11,23 +11,30 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 NO_TESTS_COLLECTED = 5
 """pytest's exit code when a selection matched nothing; no failure for one of our two calls, only for both."""
 
-USAGE = "gf test [--fast] [--checks-only] [--cov] [-n N] [arguments for pytest ...]"
+USAGE = "gf test [--fast] [--checks-only] [--topology NAME] [--cov] [-n N] [arguments for pytest ...]"
+
+TOPOLOGY = "GIGAFACTORY_TEST_TOPOLOGY"
+"""Tells the tests what to run on; see tests/conftest.py."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One process to run: its name for people, its argument list, and the exit codes that mean success."""
+    """One process to run: its name for people, its argument list, and the exit codes that mean success.
+
+    `environ` is added to ours.
+    """
 
     name: str
     command: tuple[str, ...]
     good_codes: tuple[int, ...] = (0,)
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Options:
 
     fast: bool
     checks_only: bool
+    topology: str
     coverage: bool
     jobs: int
     pytest_args: tuple[str, ...]
@@ -46,6 +54,9 @@ def parse_options(argv: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(prog="gf test", usage=USAGE, allow_abbrev=False)
     parser.add_argument("--fast", action="store_true", help="skip ruff and mypy")
     parser.add_argument("--checks-only", action="store_true", help="only ruff and mypy")
+    parser.add_argument(
+        "--topology", choices=("embedded", "production"), help="what the tests run on (default: embedded)"
+    )
     parser.add_argument("--cov", action="store_true", help="measure branch coverage and print what is not covered")
     parser.add_argument(
         "-n", dest="jobs", type=int, default=None, help="test processes (default 2; 0 with --pdb or -s)"
@@ -53,7 +64,8 @@ def parse_options(argv: Sequence[str]) -> Options:
     known, rest = parser.parse_known_args(argv)
     interactive = any(argument in {"--pdb", "--trace", "-s", "--capture=no"} for argument in rest)
     jobs = known.jobs if known.jobs is not None else (0 if interactive else min(2, os.cpu_count() or 1))
-    return Options(known.fast, known.checks_only, known.cov, jobs, tuple(rest))
+    topology = known.topology or os.environ.get(TOPOLOGY, "embedded")
+    return Options(known.fast, known.checks_only, topology, known.cov, jobs, tuple(rest))
 
 
 def plan_checks(root: Path) -> list[Step]:
@@ -75,9 +87,10 @@ def plan_tests(options: Options) -> list[Step]:
     pytest = (sys.executable, "-P", "-m", "pytest")
     packages = ("core", "engines", "store", "activities", "workflows", "workers", "api", "cli")
     cov = tuple(f"--cov={name}" for name in packages) if options.coverage else ()
+    environ = {TOPOLOGY: options.topology}
     if options.jobs < 2:
         report = ("--cov-report=term-missing:skip-covered",) if cov else ()
-        return [Step("pytest", (*pytest, *cov, *report, *options.pytest_args))]
+        return [Step("pytest", (*pytest, *cov, *report, *options.pytest_args), environ=environ)]
     spread = ("-n", str(options.jobs), "--dist", "loadgroup")
     first = (*cov, "--cov-report=") if cov else ()
     second = (*cov, "--cov-append", "--cov-report=term-missing:skip-covered") if cov else ()
@@ -86,8 +99,8 @@ def plan_tests(options: Options) -> list[Step]:
     serial = f"({wish}) and serial" if wish else "serial"
     others = f"({wish}) and not serial" if wish else "not serial"
     return [
-        Step("pytest (serial)", (*pytest, *first, *rest, "-m", serial), good),
-        Step("pytest (side by side)", (*pytest, *spread, *second, *rest, "-m", others), good),
+        Step("pytest (serial)", (*pytest, *first, *rest, "-m", serial), good, environ),
+        Step("pytest (side by side)", (*pytest, *spread, *second, *rest, "-m", others), good, environ),
     ]
 
 
@@ -109,7 +122,8 @@ def run_step(step: Step, root: Path) -> int:
     """
     _tell(f"── {step.name}")
     started = time.monotonic()
-    code = subprocess.run(step.command, cwd=root, stdin=subprocess.DEVNULL, check=False).returncode
+    environ = {**os.environ, **step.environ}
+    code = subprocess.run(step.command, cwd=root, env=environ, stdin=subprocess.DEVNULL, check=False).returncode
     if step.name.startswith("pytest"):
         return code
     verdict = "ok" if code in step.good_codes else f"failed (exit code {code})"
@@ -118,19 +132,21 @@ def run_step(step: Step, root: Path) -> int:
 
 
 def prepare_temporal() -> None:
-    """Have the Temporal server ready before a full run: building it inside a test would starve the tests beside it.
+    """Have both Temporal servers ready before a full run: building one inside a test would starve the tests beside it.
 
-    Where it cannot be had, the tests that need it say so.
+    Where one cannot be had, the tests that need it say so.
     """
     from core.errors import GigafactoryError  # noqa: PLC0415 - the SDK takes a quarter of a second to import
+    from workers.temporal_full_server import obtain_full_server  # noqa: PLC0415
     from workers.temporal_server import locate_server  # noqa: PLC0415
 
     try:
         source = asyncio.run(locate_server("", environ=os.environ, tell=_tell))
-    except GigafactoryError as error:
-        _tell(f"── no Temporal server: {error.message}\n   {error.hint}")
-    else:
         _tell(f"── Temporal server: {source.origin}")
+        full = asyncio.run(obtain_full_server(environ=os.environ, tell=_tell))
+        _tell(f"── full Temporal server: {full.bin_dir}")
+    except GigafactoryError as error:
+        _tell(f"── {error.message}\n   {error.hint}\n   tests that need it fail or are skipped")
 
 
 def main(argv: Sequence[str]) -> int:

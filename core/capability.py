@@ -211,6 +211,27 @@ def _unmet_range(requirement: Requirement, index: _Offers) -> Unmet | None:
     return Unmet(requirement.text, f"{requirement.name} of unknown version" if known else f"no {requirement.name}")
 
 
+def name_and_value(offer: str) -> tuple[str, str]:
+    """Return what an offer is about, normalised, and its value; that of a bare name or a `has:` tag is empty."""
+    text = offer.strip()
+    if match := _TAG.fullmatch(text):
+        key = _plain(match[1])
+        value = _tag_value(key, match[2])
+        return (value, "") if key == "has" else (key, value)
+    if match := _FACT.fullmatch(text):
+        return _plain(match[1]), match[2].strip()
+    return _plain(text), ""
+
+
+def plain_offer(offer: str) -> str:
+    """Return an offer in one spelling: two offers that say the same have the same."""
+    text = offer.strip()
+    name, value = name_and_value(text)
+    if match := _TAG.fullmatch(text):
+        return f"has:{name}" if _plain(match[1]) == "has" else f"{name}:{value}"
+    return f"{name}={value}" if _FACT.fullmatch(text) else name
+
+
 def _quantity_within(clauses: str, offered: str) -> bool:
     amount = _decimal(offered)
     if amount is None:

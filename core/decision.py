@@ -52,6 +52,7 @@ from core.job_events import (
     Write,
 )
 from core.lifecycle import Entry, Record, check_transition
+from core.recovery import POLICY_APPROVAL, gate_again, restored
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -170,8 +171,14 @@ def decide(state: JobState, event: Event, now: datetime) -> Decision:
 
 
 def _on_started(state: JobState, event: Started, now: datetime) -> Decision:
+    if event.standing is not None:
+        state = restored(state, event.standing)
+        if state.grant is not None:
+            return gate_again(state, event.standing)
     if event.grant is not None:
         return _begin_build(state, event.grant)
+    if state.paused or _sleeping(state):
+        return Decision(state=state)
     if state.spec.deps:
         return Decision(state=_update(state, wake_at=now + WAITING_BACKSTOP), commands=(ResolveParents(),))
     return Decision(state=state)
@@ -282,7 +289,7 @@ def _on_judged(state: JobState, event: Judged, now: datetime) -> Decision:
     )
     commands: tuple[Command, ...] = (Write(record=record),)
     if passed and state.spec.review_policy == "auto" and not at_gate.paused:
-        shipping = _start_ship(at_gate, "policy: review-policy auto, verify passed")
+        shipping = _start_ship(at_gate, POLICY_APPROVAL)
         return Decision(state=shipping.state, commands=(*commands, *shipping.commands))
     return Decision(state=at_gate, commands=commands)
 

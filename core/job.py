@@ -185,6 +185,8 @@ class JobSpec(Message):
     ship: ShipMode = ShipMode.BRANCH
     allowed_scope: tuple[str, ...] = ()
     """Globs; empty: everything is in scope."""
+    shares_scope: bool = False
+    """Other jobs may work on the same paths at the same time."""
     artifacts: tuple[str, ...] = ()
     """Globs in the worktree that are captured after the run."""
     deps: tuple[Dependency, ...] = ()

@@ -68,10 +68,31 @@ class JobState(Message):
 # --- events -----------------------------------------------------------------------------------------------------
 
 
+class Standing(Message):
+    """Where the ledger says that a job stands whose workflow is gone: its next one goes on from there."""
+
+    stage: Stage = Stage.QUEUED
+    conditions: tuple[Condition, ...] = ()
+    failures: int = 0
+    reclaims: int = 0
+    story: tuple[str, ...] = ()
+    grant: Grant | None = None
+    """Of the attempt whose candidate is in review or testing; None: the job waits for a seat."""
+    candidate_sha: str = ""
+    base_sha: str = ""
+    verify: Literal["", "passed", "failed", "none"] = ""
+    """Empty: the candidate was not judged yet."""
+    shipping: bool = False
+    """It was being shipped; `approved_by` says on whose word."""
+    approved_by: str = ""
+
+
 class Started(Message):
     """The workflow began: with the grant that admission already had, or without one."""
 
     grant: Grant | None = None
+    standing: Standing | None = None
+    """For a job that did not begin just now."""
 
 
 class ParentsResolved(Message):

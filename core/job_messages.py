@@ -9,7 +9,7 @@ from typing import Literal
 
 from core.attempt import BuildResult, Grant
 from core.job import JobSpec, Message, Stage
-from core.job_events import Action, Policy
+from core.job_events import Action, Policy, Standing
 from core.lifecycle import Record
 
 CONTROL_QUEUE = "gf.control"
@@ -45,6 +45,8 @@ class JobInput(Message):
     session_id: str | None = None
     """Engine session of the last attempt, and its engine."""
     engine: str | None = None
+    standing: Standing | None = None
+    """Where the job stands, when this life takes the place of a workflow that is gone."""
 
 
 class JobOutcome(Message):
@@ -159,3 +161,20 @@ class ReconcileReply(Message):
     regranted: tuple[str, ...] = ()
     """Jobs whose workflow did not know of their grant, and was told again."""
     freed_seats: int = 0
+
+
+class RecoveredJob(Message):
+    """What recovery found about one unfinished job, and what it did."""
+
+    id: str
+    product_id: str
+    stage: Stage
+    """Before anything was done."""
+    found: Literal["running", "starting", "closed", "missing"]
+    """How its workflow was: `starting`, its start is on its way; `closed`, the reconciler will end the job."""
+    life: int = 0
+    """The life that begins now, for a missing one."""
+    at: Literal["", "queue", "gate"] = ""
+    """Where that life begins: queued, or in review or testing with the candidate that it had."""
+    superseded: int = 0
+    """Epoch of the attempt that was running and does not count any more; 0 for none."""

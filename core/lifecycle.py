@@ -114,4 +114,6 @@ class RecordAck(Message):
     applied: bool
     freed: bool = False
     told: bool = False
-    """Signals to the jobs that wait for this one lie in the outbox."""
+    """Messages to the jobs that wait for this one lie in the outbox."""
+    children: Wait | None = None
+    """What child jobs keep the job from shipping, when the record brings it to its gate."""

@@ -50,6 +50,12 @@ SHAPES: Final = (
     _shape("slack-token", "xox", r"xox[abeoprs]-[A-Za-z0-9-]{10,250}"),
     _shape("google-key", "AIza", r"AIza[0-9A-Za-z_-]{35}"),
     _shape("npm-token", "npm_", r"npm_[A-Za-z0-9]{36}"),
+    # Our own tokens; after the bare prefix of the first version a name in some source would look alike.
+    _shape(
+        "gigafactory-token",
+        "gf",
+        r"gf(?:[ufet]_|_(?=[a-z0-9_-]{0,42}[A-Z])(?=[A-Za-z_-]{0,42}[0-9]))[A-Za-z0-9_-]{43}",
+    ),
     _shape("payment-key", "k_live_", r"[rs]k_live_[A-Za-z0-9]{16,200}"),
     _shape("jwt", "eyJ", r"eyJ[A-Za-z0-9_-]{8,1000}\.eyJ[A-Za-z0-9_-]{8,2000}\.[A-Za-z0-9_-]{8,1000}", pushed=False),
     _shape("password", "://", r"(?<=://)[^/\s:@\"'<>]{0,100}:[^/\s@\"'<>]{3,200}(?=@)", pushed=False),

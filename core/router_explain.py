@@ -1,14 +1,17 @@
 """Why a job runs where it runs, or why it waits: the complete answer as a value and as lines for people. *Pure.*
 
-Nothing is left out: every factory has its report, with all reasons against it. The value is stored and shown; nobody
-computes a reason a second time from something else.
+Nothing is left out: every factory is in a report, with all reasons against it, and every open place has its score. The
+value is stored and shown; nobody computes a reason a second time from something else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Literal, NamedTuple
+
+from pydantic import Field
 
 from core.job import Message
 
@@ -23,11 +26,14 @@ class RejectionCode(StrEnum):
     QUARANTINED = "quarantined"
     PINNED = "pinned"
     CAPABILITY = "capability"
+    NOT_ATTESTED = "not_attested"
     ENGINE = "engine"
     NO_SEATS = "no_seats"
     DISK = "disk"
+    MEMORY = "memory"
     FACTORY_FULL = "factory_full"
     ENGINE_UNUSABLE = "engine_unusable"
+    ENGINE_LIMIT = "engine_limit"
     STATION_FULL = "station_full"
 
 
@@ -46,6 +52,8 @@ class Rejection(Message):
     """The station that this is about; empty: the factory as a whole."""
     repair: str = ""
     """What an operator can do about it there."""
+    excess: int = 0
+    """Of seats and limits: how many jobs there are beyond what may be."""
 
     @property
     def permanent(self) -> bool:
@@ -53,61 +61,58 @@ class Rejection(Message):
         return self.code in PERMANENT
 
 
-class ScorePart(NamedTuple):
-    """One part of a score; it adds `value * weight` to the total."""
+class Option(NamedTuple):
+    """One row of the score table: an engine on a factory that could take the job at once, locks apart."""
 
-    name: str
-    value: int
-    """0 … 1000."""
-    weight: int
-
-
-class Score(Message):
-    """How good a place is for a job; the total is in thousandths of weight."""
-
-    total: int
-    parts: tuple[ScorePart, ...]
-
-    def __str__(self) -> str:
-        """Return total and parts as one line: `142.5 = engine 60 + load 22.5 …`; parts without effect are left out."""
-        terms = [f"{part.name} {_thousandths(part.value * part.weight)}" for part in self.parts if part.value]
-        return f"{_thousandths(self.total)} = {' + '.join(terms)}" if terms else "0"
-
-
-class Option(Message):
-    """An engine on a factory that could take the job at once, locks apart."""
-
+    factory: str
     engine: str
-    score: Score
+    total: int
+    """The score, in thousandths of weight."""
+    values: tuple[int, ...]
+    """Its parts, 0 … 1000, in the order of `Explanation.weights`."""
+
+
+def score_line(total: int, weights: Mapping[str, int], values: Sequence[int]) -> str:
+    """Return a score with its parts as one line, `142.5 = engine 60 + load 22.5`; parts without effect are left out."""
+    parts = ((part, weight * value) for (part, weight), value in zip(weights.items(), values, strict=True))
+    terms = [f"{part} {in_units(amount)}" for part, amount in parts if amount]
+    return f"{in_units(total)} = {' + '.join(terms)}" if terms else "0"
+
+
+def in_units(amount: int) -> str:
+    """Return `amount` / 1000 with as many decimals as it has."""
+    whole, rest = divmod(abs(amount), 1000)
+    return ("-" if amount < 0 else "") + f"{whole}.{rest:03d}".rstrip("0").rstrip(".")
 
 
 class FactoryReport(Message):
-    """Everything about one factory as a place for one job."""
+    """What factories that are alike said to the job."""
 
-    factory: str
+    factories: tuple[str, ...]
+    engines: tuple[str, ...] = ()
+    """Their engines that may do the job, in its order of preference."""
     possible: bool = False
-    """It could run the job if everything were online, repaired and idle."""
+    """They could run the job if everything were online, repaired and idle."""
     rejections: tuple[Rejection, ...] = ()
     """All reasons; those with an engine only exclude that station."""
-    options: tuple[Option, ...] = ()
-    """Engines that could run the job there now, best first."""
-    avoided: bool = False
-    """It lost this job before, so that any other factory with an option goes first."""
 
 
 class Blocker(Message):
-    """Something that another job holds and this one must have."""
+    """Something that other jobs hold and this one must have, wherever it runs."""
 
-    kind: Literal["lock", "scope"]
+    kind: Literal["lock", "scope", "product"]
     name: str
-    """Name of the lock, or the repository of the claimed paths."""
-    held_by: str
+    """Name of the lock, the repository of the claimed paths, or the product that has reached its limit."""
+    held_by: str = ""
+    """The other job; empty for a limit."""
     detail: str = ""
 
     def __str__(self) -> str:
         """Return the blocker as a phrase."""
         if self.kind == "lock":
             return f"lock {self.name} held by {self.held_by}"
+        if self.kind == "product":
+            return f"the limit of product {self.name}, {self.detail}"
         return f"paths of {self.name} claimed by {self.held_by} ({self.detail})"
 
 
@@ -115,7 +120,7 @@ class Step(Message):
     """One thing to do, or to wait for."""
 
     kind: str
-    """`wait_lock`, `wait_scope`, `free_seat`, `drop_capability`, `add_engine`, `enrol` …"""
+    """`wait_lock`, `wait_scope`, `wait_product`, `free_seat`, `drop_capability`, `add_engine`, `enrol` …"""
     text: str
     factory: str = ""
     engine: str = ""
@@ -137,8 +142,7 @@ class Change(Message):
         text = " and ".join(step.text for step in self.steps)
         if not self.also:
             return text
-        more = f" and {len(self.also) - 3} more" if len(self.also) > 3 else ""
-        return f"{text} (or the same on {', '.join(self.also[:3])}{more})"
+        return f"{text} (or the same on {shortened(self.also)})"
 
 
 class Explanation(Message):
@@ -163,7 +167,13 @@ class Explanation(Message):
     """Jobs in the line."""
     blockers: tuple[Blocker, ...] = ()
     reports: tuple[FactoryReport, ...] = ()
-    """One for each factory of the fleet, by name."""
+    """Every factory of the fleet is in one of them; those that say the same share one."""
+    weights: dict[str, int] = Field(default_factory=dict)
+    """Parts of a score, with what each counts."""
+    options: tuple[Option, ...] = ()
+    """The score table, best first: every place that could take the job at once, locks apart."""
+    avoided: tuple[str, ...] = ()
+    """Factories that lost this job before, so that any other one with an option goes first."""
     change: Change | None = None
     """The smallest change that lets the job run; None when granted."""
     alternative: Change | None = None
@@ -173,6 +183,10 @@ class Explanation(Message):
         """Return the explanation as JSON without members that have their default."""
         return self.model_dump_json(exclude_defaults=True)
 
+    def report(self, factory: str) -> FactoryReport | None:
+        """Return what a factory said; None when the fleet had none of that name."""
+        return next((report for report in self.reports if factory in report.factories), None)
+
     def render(self) -> list[str]:
         """Return the explanation as lines of text, most important first."""
         lines = [_headline(self), f"  may run on {' → '.join(self.engines) or 'no engine'} ({self.engine_request})"]
@@ -180,7 +194,7 @@ class Explanation(Message):
             lines.append(f"  needs {', '.join(self.requires)}")
         lines += [f"  blocked by {blocker}" for blocker in self.blockers]
         for report in self.reports:
-            lines += _report_lines(report)
+            lines += _report_lines(self, report)
         if self.change is not None:
             lines.append(f"  smallest change: {self.change}")
         if self.alternative is not None:
@@ -197,20 +211,29 @@ def _headline(explanation: Explanation) -> str:
     return f"{explanation.job_id} waits: not now ({place})"
 
 
-def _report_lines(report: FactoryReport) -> list[str]:
-    avoided = "; lost this job before, so only when no other can" if report.avoided else ""
-    marks = [f"✓ {option.engine}: score {option.score}{avoided}" for option in report.options]
-    marks += [f"✗ {_rejection_line(rejection)}" for rejection in report.rejections]
-    return [f"  {report.factory}: {mark}" for mark in marks]
+def _report_lines(explanation: Explanation, report: FactoryReport) -> list[str]:
+    lines = [
+        f"  {option.factory}: {option_line(explanation.weights, option, avoided=option.factory in explanation.avoided)}"
+        for option in explanation.options
+        if option.factory in report.factories
+    ]
+    return lines + [f"  {shortened(report.factories)}: {rejection_line(reason)}" for reason in report.rejections]
 
 
-def _rejection_line(rejection: Rejection) -> str:
+def option_line(weights: Mapping[str, int], option: Option, *, avoided: bool) -> str:
+    """Return one row of the score table as a line for people."""
+    mark = "; lost this job before, so only when no other can" if avoided else ""
+    return f"✓ {option.engine}: score {score_line(option.total, weights, option.values)}{mark}"
+
+
+def rejection_line(rejection: Rejection) -> str:
+    """Return one reason as a line for people."""
     about = f"{rejection.engine}: " if rejection.engine else ""
     repair = f"; {rejection.repair}" if rejection.repair else ""
-    return f"{rejection.code}: {about}{rejection.observed}, needs {rejection.required}{repair}"
+    return f"✗ {rejection.code}: {about}{rejection.observed}, needs {rejection.required}{repair}"
 
 
-def _thousandths(amount: int) -> str:
-    """Return `amount` / 1000 with as many decimals as it has."""
-    whole, rest = divmod(amount, 1000)
-    return f"{whole}.{rest:03d}".rstrip("0").rstrip(".")
+def shortened(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

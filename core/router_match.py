@@ -1,165 +1,165 @@
 """Which factories can take a job, and why the others cannot. *Pure.*
 
-There is one list of reasons (`factory_reasons`, `station_reasons`): a place is feasible when the list is empty, and the
-explanation prints the same list. What depends only on the class of the job and the offers of the factory is computed
-once for each pair.
+There is one list of reasons (`judge`): a place is open when the list is empty, and the explanation prints the same
+list. It is worked out once for each kind of job on each kind of factory, and kept by content.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from heapq import heapify, heappop, heapreplace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
-from core.capability import Requirement, Unmet, unmet
-from core.router_capacity import Seats, disk_is_low
-from core.router_explain import FactoryReport, Option, Rejection, RejectionCode, Score
-from core.router_score import score, tie_break
-from core.router_snapshot import FactoryView, FleetSnapshot, JobClass, StationView
+from core.capability import Unmet, read_requirement, unmet
+from core.router_classes import Needs
+from core.router_explain import PERMANENT, Rejection, RejectionCode
+from core.router_fleet import Closed, Kind, Standing, Station
+from core.router_snapshot import FactoryView
 
 _STATE_REASONS = {
     "offline": (RejectionCode.OFFLINE, "start its agent, or wait until it is back"),
     "draining": (RejectionCode.DRAINING, "it takes jobs again once it registers anew"),
     "quarantined": (RejectionCode.QUARANTINED, "an operator can release it"),
 }
+_SEATS = (RejectionCode.FACTORY_FULL, RejectionCode.STATION_FULL)
+_RAISE_SEATS = "give it seats in the settings"
 
 
-class Matcher:
-    """Feasibility and scores of one snapshot; results are kept by content for the life of one plan."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a kind of factory says to a kind of job; `Answers` has one object for each content."""
 
-    def __init__(self, snapshot: FleetSnapshot) -> None:
-        self._weights = snapshot.weights
-        self._floor = snapshot.limits.disk_floor_gb
-        self._seed = snapshot.seed
-        self._unmet: dict[tuple[tuple[Requirement, ...], tuple[str, ...]], tuple[Unmet, ...]] = {}
-
-    def unmet(self, job: JobClass, factory: FactoryView) -> tuple[Unmet, ...]:
-        """Return the requirements of the job that the factory does not satisfy."""
-        pair = job.requirements, factory.offers
-        if pair not in self._unmet:
-            self._unmet[pair] = tuple(found for need in job.requirements if (found := unmet(need, factory.offers)))
-        own = tuple(found for need in job.own_requirements if (found := unmet(need, factory.identity)))
-        return self._unmet[pair] + own
-
-    def factory_reasons(self, job: JobClass, factory: FactoryView, seats: Seats) -> Iterator[Rejection]:
-        """Yield every reason against the factory as a whole, the cheapest to find first."""
-        if factory.state != "online":
-            code, repair = _STATE_REASONS[factory.state]
-            yield Rejection(code=code, observed=factory.state, required="an online factory", repair=repair)
-        if job.host is not None and job.host != factory.host:
-            where = f"host {factory.host or 'unknown'}"
-            needed = f"host {job.host}, where the repository is"
-            yield Rejection(code=RejectionCode.PINNED, observed=where, required=needed)
-        yield from _seat_reasons(factory, seats)
-        if disk_is_low(factory, self._floor):
-            room = f"{factory.free_disk_gb} GB free"
-            repair = f"free disk on {factory.name}"
-            yield Rejection(code=RejectionCode.DISK, observed=room, required=f"{self._floor} GB free", repair=repair)
-        if not stations_for(job, factory):
-            yield _no_engine(job, factory)
-        for missing in self.unmet(job, factory):
-            yield Rejection(code=RejectionCode.CAPABILITY, observed=missing.observed, required=missing.required)
-
-    def report(self, job: JobClass, factory: FactoryView, seats: Seats) -> FactoryReport:
-        """Return every reason against the factory, and the scores of the engines that could run the job there."""
-        against = tuple(self.factory_reasons(job, factory, seats))
-        stations = {s.engine: tuple(station_reasons(factory, s, seats)) for s in stations_for(job, factory)}
-        free = [self.place(job, factory, e, seats) for e, reasons in stations.items() if not (against or reasons)]
-        possible = [e for e, reasons in stations.items() if not any(r.permanent for r in (*against, *reasons))]
-        return FactoryReport(
-            factory=factory.name,
-            possible=bool(possible),
-            rejections=tuple(chain(against, *stations.values())),
-            options=tuple(Option(engine=p.engine, score=p.score) for p in sorted(free, key=lambda p: p.order)),
-            avoided=factory.name in job.excluded,
-        )
-
-    def place(self, job: JobClass, factory: FactoryView, engine: str, seats: Seats) -> Place:
-        """Return that engine on that factory as a place for the job, scored with the seats that are free now."""
-        points = score(job, factory, engine, seats, self._weights)
-        tie = tie_break(self._seed, factory.name, engine)
-        order = (factory.name in job.excluded, -points.total, tie, factory.name, engine)
-        return Place(order, factory, engine, points)
-
-    def places(self, job: JobClass, factories: Iterable[FactoryView], seats: Seats) -> Places:
-        """Return all places that could take a job of that class now."""
-        found = [
-            self.place(job, factory, station.engine, seats)
-            for factory in factories
-            if not any(True for _ in self.factory_reasons(job, factory, seats))
-            for station in stations_for(job, factory)
-            if not any(True for _ in station_reasons(factory, station, seats))
-        ]
-        return Places(self, job, found)
+    engines: tuple[str, ...]
+    """Engines of the factory that may do the job, in the job's order of preference."""
+    rejections: tuple[Rejection, ...]
+    """All reasons; those with an engine only exclude that station."""
+    open: tuple[str, ...]
+    """Engines that could start the job now, locks apart."""
+    able: bool
+    """It could start the job now if a seat were free."""
+    possible: bool
+    """It could run the job if everything were online, repaired and idle."""
 
 
-class Place(NamedTuple):
-    """One engine on one factory; `order` sorts the best first: not avoided, highest score, seeded tie, names."""
+class Answers:
+    """The answers of all kinds of factories to one kind of job, while the same engines are closed."""
 
-    order: tuple[bool, int, int, str, str]
-    factory: FactoryView
-    engine: str
-    score: Score
+    def __init__(self, needs: Needs, closed: tuple[Closed, ...]) -> None:
+        self._needs = needs
+        self._closed = closed
+        self._personal = needs.host is not None or bool(needs.own_requirements)
+        """The answer also depends on which factory it is."""
+        self._known: dict[object, Answer] = {}
+        self._by_content: dict[Answer, Answer] = {}
 
+    def of(self, standing: Standing) -> Answer:
+        """Return the answer of one factory."""
+        if not self._personal:
+            return self._known.get(standing.kind) or self._judge(standing.kind, standing.kind, _NO_TIE)
+        tie = _tie(self._needs, standing.view)
+        return self._known.get((standing.kind, tie)) or self._judge((standing.kind, tie), standing.kind, tie)
 
-class Places:
-    """The places of one job class, best first, while seats are being taken.
+    def of_groups(self, groups: Mapping[Kind, tuple[Standing, ...]]) -> tuple[tuple[Answer, tuple[Standing, ...]], ...]:
+        """Return the answers to the members of all kinds."""
+        if not self._personal:
+            known = self._known
+            return tuple(
+                [(known.get(kind) or self.of(members[0]), members) for kind, members in groups.items() if members]
+            )
+        apart: dict[Answer, list[Standing]] = {}
+        for members in groups.values():
+            for standing in members:
+                apart.setdefault(self.of(standing), []).append(standing)
+        return tuple([(answer, tuple(members)) for answer, members in apart.items()])
 
-    A score only falls while a plan is made, so the heap holds upper bounds: when the top's score is still true, it is
-    the best of all; else it sinks to where it belongs now.
-    """
-
-    def __init__(self, matcher: Matcher, job: JobClass, places: list[Place]) -> None:
-        self._matcher = matcher
-        self._job = job
-        self._heap = places
-        heapify(self._heap)
-        self.at_first = len(places)
-        """Places that were free when the class was looked at first."""
-        self._looked_after = -1
-
-    def best(self, seats: Seats) -> Place | None:
-        """Return the best place that has a free seat, or None; it is not taken by asking."""
-        if self._looked_after != seats.taken:
-            self._settle(seats)
-            self._looked_after = seats.taken
-        return self._heap[0] if self._heap else None
-
-    def _settle(self, seats: Seats) -> None:
-        """Bring the best place to the top of the heap, with its present score."""
-        while self._heap:
-            top = self._heap[0]
-            if not has_seat(top.factory.name, top.engine, seats):
-                heappop(self._heap)
-                continue
-            current = self._matcher.place(self._job, top.factory, top.engine, seats)
-            if current.order == top.order:
-                return
-            heapreplace(self._heap, current)
+    def _judge(self, key: object, kind: Kind, tie: _Tie) -> Answer:
+        """Work out an answer, and keep it; kinds that differ in what does not matter here share one object."""
+        content = judge(self._needs, kind, tie, self._closed)
+        answer = self._known[key] = self._by_content.setdefault(content, content)
+        return answer
 
 
-def has_seat(factory: str, engine: str, seats: Seats) -> bool:
-    """Return whether the factory and its station both have a free seat."""
-    return seats.at_factory(factory) > 0 and seats.at_station(factory, engine) > 0
+class _Tie(NamedTuple):
+    """What binds a job to one factory, compared with another one."""
+
+    at_home: bool
+    unmet: tuple[Unmet, ...]
 
 
-def stations_for(job: JobClass, factory: FactoryView) -> tuple[StationView, ...]:
-    """Return the factory's stations whose engine may do the job, in the job's order of preference."""
-    by_engine = {station.engine: station for station in factory.stations}
-    return tuple([by_engine[engine] for engine in job.engines if engine in by_engine])
+_NO_TIE = _Tie(at_home=True, unmet=())
 
 
-def station_reasons(factory: FactoryView, station: StationView, seats: Seats) -> Iterator[Rejection]:
+def _tie(needs: Needs, factory: FactoryView) -> _Tie:
+    missing = tuple(
+        Unmet(need.text, f"another {need.name}")
+        for need in needs.own_requirements
+        if unmet(need, factory.identity) is not None
+    )
+    return _Tie(needs.host is None or needs.host == factory.host, missing)
+
+
+def unmet_needs(needs: Needs, factory: FactoryView) -> tuple[Unmet, ...]:
+    """Return the requirements that the factory does not satisfy."""
+    offers = factory.offers
+    return (*(found for need in needs.requirements if (found := unmet(need, offers))), *_tie(needs, factory).unmet)
+
+
+def judge(needs: Needs, kind: Kind, tie: _Tie, closed: tuple[Closed, ...]) -> Answer:
+    """Work out what that kind of factory says to that kind of job."""
+    by_engine = {station.engine: station for station in kind.stations}
+    engines = tuple([engine for engine in needs.engines if engine in by_engine])
+    against = tuple(_factory_reasons(needs, kind, tie))
+    stations = {engine: tuple(_station_reasons(by_engine[engine], closed)) for engine in engines}
+    lasting = any(reason.code in PERMANENT for reason in against)
+    barred = any(reason.code not in _SEATS for reason in against)
+    return Answer(
+        engines=engines,
+        rejections=(*against, *chain.from_iterable(stations.values())),
+        open=() if against else tuple([engine for engine in engines if not stations[engine]]),
+        able=not barred and any(all(reason.code in _SEATS for reason in reasons) for reasons in stations.values()),
+        possible=not lasting and any(all(not r.permanent for r in reasons) for reasons in stations.values()),
+    )
+
+
+def _factory_reasons(needs: Needs, kind: Kind, tie: _Tie) -> Iterator[Rejection]:
+    """Yield every reason against the factory as a whole."""
+    if kind.state != "online":
+        code, repair = _STATE_REASONS[kind.state]
+        yield Rejection(code=code, observed=kind.state, required="an online factory", repair=repair)
+    if not tie.at_home:
+        needed = f"host {needs.host}, where the repository is"
+        yield Rejection(code=RejectionCode.PINNED, observed="another host", required=needed)
+    if kind.seats <= 0:
+        yield Rejection(code=RejectionCode.NO_SEATS, observed="0 seats", required="a seat", repair=_RAISE_SEATS)
+    elif kind.full:
+        busy = f"{kind.seats} of {kind.seats} seats taken"
+        yield Rejection(code=RejectionCode.FACTORY_FULL, observed=busy, required="a free seat")
+    for shortage in kind.low:
+        yield Rejection(code=shortage.code, observed=shortage.observed, required=shortage.required)
+    if not any(station.engine in needs.engines for station in kind.stations):
+        yield _no_engine(needs, kind)
+    missing = *(found for need in needs.requirements if (found := unmet(need, kind.offers))), *tie.unmet
+    claims = _most_useful_first(kind.unattested, missing) if missing else []
+    for requirement in missing:
+        yield _capability_reason(requirement, claims)
+
+
+def _station_reasons(station: Station, closed: tuple[Closed, ...]) -> Iterator[Rejection]:
     """Yield every reason against that station."""
     engine = station.engine
     if station.seats <= 0:
         yield Rejection(
             code=RejectionCode.NO_SEATS, engine=engine, observed="0 seats", required="a seat", repair=_RAISE_SEATS
         )
-    elif seats.at_station(factory.name, engine) <= 0:
-        busy = f"{station.seats} of {station.seats} seats taken"
-        yield Rejection(code=RejectionCode.STATION_FULL, engine=engine, observed=busy, required="a free seat")
+    elif station.short:
+        yield Rejection(
+            code=RejectionCode.STATION_FULL,
+            engine=engine,
+            observed=f"{station.seats} of {station.seats} seats taken",
+            required="a free seat",
+            excess=station.short - 1,
+        )
     if not station.usable:
         yield Rejection(
             code=RejectionCode.ENGINE_UNUSABLE,
@@ -168,20 +168,46 @@ def station_reasons(factory: FactoryView, station: StationView, seats: Seats) ->
             required=f"a working {engine}",
             repair=station.repair,
         )
+    yield from (reason for reason in limit_reasons(closed) if reason.engine == engine)
 
 
-_RAISE_SEATS = "give it seats in the settings"
+def limit_reasons(closed: tuple[Closed, ...]) -> tuple[Rejection, ...]:
+    """Return the reason against each engine that has as many jobs as it may have."""
+    return tuple(
+        Rejection(
+            code=RejectionCode.ENGINE_LIMIT,
+            engine=reached.engine,
+            observed=f"{reached.running} jobs in the fleet",
+            required=f"fewer than {reached.limit}",
+            excess=reached.running - reached.limit,
+        )
+        for reached in closed
+    )
 
 
-def _seat_reasons(factory: FactoryView, seats: Seats) -> Iterator[Rejection]:
-    if factory.seats <= 0:
-        yield Rejection(code=RejectionCode.NO_SEATS, observed="0 seats", required="a seat", repair=_RAISE_SEATS)
-    elif seats.at_factory(factory.name) <= 0:
-        busy = f"{factory.seats} of {factory.seats} seats taken"
-        yield Rejection(code=RejectionCode.FACTORY_FULL, observed=busy, required="a free seat")
+def _capability_reason(missing: Unmet, claims: list[str]) -> Rejection:
+    """Return the reason for an unmet requirement; one that a sensitive claim would meet only wants an attestation."""
+    claim = next((claim for claim in claims if _would_meet(claim, missing)), None)
+    if claim is None:
+        return Rejection(code=RejectionCode.CAPABILITY, observed=missing.observed, required=missing.required)
+    return Rejection(
+        code=RejectionCode.NOT_ATTESTED,
+        observed=claim,
+        required=missing.required,
+        repair=f"an operator can vouch for it: gf attest FACTORY {claim}",
+    )
 
 
-def _no_engine(job: JobClass, factory: FactoryView) -> Rejection:
-    offered = f"offers {', '.join(sorted(station.engine for station in factory.stations)) or 'no engine'}"
-    wanted = " or ".join(job.engines) or f"an engine to be named by the job, which has {job.engine_label}"
+def _most_useful_first(claims: tuple[str, ...], missing: tuple[Unmet, ...]) -> list[str]:
+    """Return the claims that would meet most of what is missing first, so that the fewest have to be attested."""
+    return sorted(claims, key=lambda claim: (-sum(_would_meet(claim, item) for item in missing), claim))
+
+
+def _would_meet(claim: str, missing: Unmet) -> bool:
+    return unmet(read_requirement(missing.required), (claim,)) is None
+
+
+def _no_engine(needs: Needs, kind: Kind) -> Rejection:
+    offered = f"offers {', '.join(station.engine for station in kind.stations) or 'no engine'}"
+    wanted = " or ".join(needs.engines) or f"an engine to be named by the job, which has {needs.engine_label}"
     return Rejection(code=RejectionCode.ENGINE, observed=offered, required=wanted)

@@ -1,7 +1,8 @@
 """Admission: planned grants become leases, seats and locks, each only if nothing changed meanwhile. Does I/O: SQL.
 
 A grant is a chain of conditional updates in a savepoint: the job is still ready, the seat still free, the locks still
-free. The one that lost its race is undone and skipped; the pass that planned it plans again.
+free. The one that lost its race is undone and skipped; the pass that planned it plans again. Nothing is granted that
+the kill switch halts, or beyond a limit, whatever the plan says.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from sqlalchemy import Connection, and_, bindparam, delete, insert, select, upda
 from core.attempt import Grant
 from core.job import FailureKind, Stage
 from core.router import Explanation, FleetSnapshot, PlannedGrant, ReadyJob
-from core.router_capacity import Claims
+from core.router_claims import Claims
+from core.switch import covering
+from store import limits, switch
 from store.database import AnyRow, serialise
 from store.fleet_snapshot import read_locks
 from store.open_job import OpenJob, open_job, open_jobs
 from store.outbox import enqueue_signal
-from store.parents import parents_state
+from store.parents import WAITING, wait_state
 from store.seats import end_lease, take_seat
 from store.tables import jobs, leases, locks, runs
 
@@ -57,12 +60,15 @@ def admit(
     serialise(connection, "admission")
     ready = {job.job_id: job for job in snapshot.jobs}
     opened = _open_ready(connection, [plan.job_id for plan in planned], now)
-    claim = any(job.locks or job.allowed_scope for job in snapshot.jobs if job.job_id in opened)
-    claims = Claims(FleetSnapshot(locks=read_locks(connection) if claim else (), now=now))
+    claim = any(job.locks or job.claim for job in snapshot.jobs if job.job_id in opened)
+    claims = Claims(read_locks(connection) if claim else ())
+    halts, room = switch.in_force(connection), limits.Room(connection, limits.planned(snapshot))
     granted: list[Grant] = []
     for plan in planned:
         job = opened.get(plan.job_id)
-        if job is None or claims.blocks(ready[job.id]):
+        if job is None or claims.blocks(ready[job.id]) or not room.has(job.product_id, plan.engine):
+            continue
+        if covering(halts, product_id=job.product_id, factory=plan.factory, engine=plan.engine):
             continue
         try:
             with connection.begin_nested():
@@ -70,6 +76,7 @@ def admit(
         except _LostRace:
             continue
         claims.take(ready[job.id])
+        room.take(job.product_id, plan.engine)
     if len(granted) == len(planned):
         _note_overtaken(connection, overtaken)
     return Admitted(tuple(granted), skipped=len(planned) - len(granted))
@@ -125,8 +132,8 @@ def _write_lease(job: OpenJob, grant: Grant, explanation: Explanation) -> None:
 def _take_locks(job: OpenJob, ready: ReadyJob, epoch: int) -> None:
     """Take the named locks and claim the scope; what the job kept from an earlier attempt is taken over."""
     wanted: list[tuple[str, str, tuple[str, ...]]] = [("lock", name, ()) for name in ready.locks]
-    if ready.allowed_scope and ready.repository_url:
-        wanted.append(("scope", ready.repository_url, ready.allowed_scope))
+    if ready.claim:
+        wanted.append(("scope", ready.repository_url, ready.claim))
     if not wanted:
         return
     release_locks(job.connection, job.id)
@@ -186,7 +193,7 @@ def make_ready(connection: Connection, job_id: str, now: datetime) -> bool:
     job = open_job(connection, job_id, now)
     if job.stage != Stage.QUEUED:
         return False
-    held = None if parents_state(connection, job_id).outcome == "ready" else "parents"
+    held = None if wait_state(connection, job_id).outcome == "ready" else job.row.held or "workflow"
     if held != job.row.held:
         job.set(held=held)
         job.save()
@@ -196,8 +203,9 @@ def make_ready(connection: Connection, job_id: str, now: datetime) -> bool:
 def hold(connection: Connection, job_id: str, reason: str, now: datetime) -> None:
     """Let the job have no seat until `make_ready`; a seat that it has already stays."""
     job = open_job(connection, job_id, now)
-    job.set(held=reason or "held")
-    job.save()
+    if job.row.held != WAITING:
+        job.set(held=reason or "held")
+        job.save()
 
 
 def take_back(connection: Connection, job_id: str, epoch: int, now: datetime) -> bool:

@@ -120,6 +120,12 @@ def is_current(connection: Connection, job_id: str, epoch: int) -> bool:
     return bool(row.epoch == epoch and row.state in OPEN_STATES)
 
 
+def factory_of(connection: Connection, job_id: str, epoch: int) -> str | None:
+    """Return the factory that an attempt was granted to; None when there is no such attempt."""
+    granted = select(runs.c.factory).where(runs.c.job_id == job_id, runs.c.epoch == epoch)
+    return connection.execute(granted).scalar_one_or_none()
+
+
 def guard(connection: Connection, job_id: str, epoch: int, *, kind: str, content: object, now: datetime) -> None:
     """Refuse, with a trace, what does not pass the fence."""
     fence(connection, job_id, epoch, kind=kind, content=content, now=now)

@@ -21,7 +21,12 @@ HASHED = ("job_id", "product_id", "seq", "at", "type", "epoch", "attempt_seq", "
 
 def event_hash(prev_hash: str, event: Mapping[str, Any]) -> str:
     """Return the hash of `event`, which has every member of `HASHED`, on top of `prev_hash`."""
-    hashed = {name: event[name] for name in HASHED} | {"at": utc_text(event["at"])}
+    return hash_after(prev_hash, {name: event[name] for name in HASHED})
+
+
+def hash_after(prev_hash: str, line: Mapping[str, Any]) -> str:
+    """Return the hash of a line that follows the one with `prev_hash`; its member `at` is an aware time."""
+    hashed = {**line, "at": utc_text(line["at"])}
     return hashlib.sha256((prev_hash + canonical_json(hashed)).encode()).hexdigest()
 
 

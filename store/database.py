@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
@@ -41,6 +41,9 @@ ATTEMPTS = 4
 RETRY_STATES = ("40001", "40P01")
 """SQLSTATE of serialization failure and deadlock: the transaction left no trace and may run again."""
 
+
+MAX_BOUND = 10_000
+"""Values in one statement; both drivers stop at 32,766."""
 
 AnyRow = Row[*tuple[Any, ...]]
 """A row of whatever was selected; its members are reached by name."""
@@ -122,6 +125,12 @@ def insert_new(connection: Connection, table: Table, **values: Any) -> bool:
     """Insert a row unless one with its key is there already; return whether it is new."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     return connection.execute(insert(table).values(values).on_conflict_do_nothing()).rowcount == 1
+
+
+def batches(items: Sequence[T], size: int = MAX_BOUND) -> Iterator[Sequence[T]]:
+    """Yield `items` in pieces that fit into one statement."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 # --- SQLite -------------------------------------------------------------------------------------------------------

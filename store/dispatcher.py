@@ -11,7 +11,6 @@ from store import admission
 from store.admission import Admitted, LeaseTerms
 from store.database import Database
 from store.fleet_snapshot import FleetReader
-from store.overtaking import overtaken_by
 
 MAX_PASSES = 5
 """Passes in a row while other processes win races against ours; what is left then waits for the next call."""
@@ -59,16 +58,15 @@ class Dispatcher:
         snapshot = await self._database.read(self._fleet.read, now, only_if_grantable=True)
         if snapshot is None:
             return Admitted((), skipped=0)
-        planned = plan(snapshot)
-        grants = planned.grants[:limit]
-        if not grants:
+        planned = plan(snapshot, limit=limit)
+        if not planned.grants:
             return Admitted((), skipped=0)
         return await self._database.write(
             admission.admit,
-            grants,
+            planned.grants,
             planned.snapshot,
-            explanations={grant.job_id: planned.explain(grant.job_id) for grant in grants},
-            overtaken=overtaken_by(planned.snapshot, grants),
+            explanations={grant.job_id: planned.explain(grant.job_id) for grant in planned.grants},
+            overtaken=planned.overtaken,
             terms=self._terms,
             now=now,
         )

@@ -1,43 +1,61 @@
 """Factories: who reports for work, whether they still do, what they offer. Does I/O: SQL.
 
 One living agent for each name: a second one is refused while the first is heard of, unless it has proven the first
-dead. A factory that is not heard of gets no new jobs; the leases that it holds are another matter and stay.
+dead. Proof is what only the same machine can say: the boot that it runs in, and the instance of the agent before it. A
+clone has either booted by itself or does not know the instance. A factory that is not heard of gets no new jobs; the
+leases that it holds are another matter and stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, and_, delete, insert, select, update
 
 from core.errors import Conflict, NotFound
+from core.trust import count_claims
+from store import attestations, audit, switch, tokens
 from store.database import AnyRow, insert_new
 from store.messages import FactoryState, FactoryStatus, Registration, StationOffer
-from store.tables import factories, stations
-from store.views import FactoryRow, StationRow
+from store.tables import factories, leases, stations
+from store.views import BeatAnswer, DrainOrder, FactoryRow, StationRow
 
 
-def register(connection: Connection, offer: Registration, now: datetime, fresh: timedelta) -> FactoryRow:
+def register(
+    connection: Connection,
+    offer: Registration,
+    now: datetime,
+    *,
+    fresh: timedelta,
+    sensitive: tuple[str, ...],
+    token_id: str | None,
+) -> FactoryRow:
     """Take a factory in, or take its new agent for the old one.
 
-    `fresh` is how long after its last beat an agent still counts as living.
+    `fresh` is how long after its last beat an agent still counts as living; `sensitive` as for `all_factories`. The
+    token `token_id`, if named, must open now, so that a factory that is being retired cannot come back.
 
     Raises:
         Conflict: another living agent has that name.
+        Unauthenticated: the token opens nothing any more.
 
     """
+    if offer.status.sentinel is not None:  # before any lock, as in `heartbeat`
+        switch.follow_sentinel(connection, offer.name, offer.status.sentinel, now)
+    if token_id is not None:
+        tokens.check_opens(connection, token_id, now)
     values = _values(offer, now)
     if not insert_new(connection, factories, **values, state="online", registered_at=now):
         known = connection.execute(select(factories).where(factories.c.name == offer.name).with_for_update()).one()
         _refuse_second_agent(known, offer, now, fresh)
-        state = "quarantined" if known.state == "quarantined" else "online"
+        state = standing_state(known.drain, known.quarantine)
         connection.execute(
             update(factories).where(factories.c.name == offer.name).values(**values, state=state, registered_at=now)
         )
     _replace_stations(connection, offer)
-    return factory(connection, offer.name)
+    return factory(connection, offer.name, sensitive)
 
 
 def _values(offer: Registration, now: datetime) -> dict[str, Any]:
@@ -49,23 +67,26 @@ def _values(offer: Registration, now: datetime) -> dict[str, Any]:
         "instance": offer.instance,
         "version": offer.version,
         "capabilities": list(offer.capabilities),
+        "declared": list(offer.declared),
+        "boot": offer.boot,
         "seats": offer.seats,
-        "status": offer.status.model_dump(mode="json", exclude_none=True),
+        "status": offer.status.model_dump(mode="json", exclude_none=True, exclude={"sentinel"}),
         "details": offer.details,
         "last_beat_at": now,
     }
 
 
 def _refuse_second_agent(known: AnyRow, offer: Registration, now: datetime, fresh: timedelta) -> None:
-    same = known.instance == offer.instance or (known.host, known.pid) == (offer.host, offer.pid)
     silent = known.state == "offline" or now - known.last_beat_at > fresh
-    proven_dead = offer.replaces_dead_pid and known.host == offer.host
-    if same or silent or proven_dead:
+    same_machine = bool(offer.boot) and (known.host, known.boot) == (offer.host, offer.boot)
+    proven_dead = same_machine and offer.replaces == known.instance
+    if known.instance == offer.instance or silent or proven_dead:
         return
     seconds = (now - known.last_beat_at).total_seconds()
     raise Conflict(
         f"factory {offer.name} is alive already: process {known.pid} on {known.host}, heard of {seconds:.0f} s ago",
-        hint="give this machine another factory name, or stop the other agent",
+        hint="a clone needs a name of its own (`gf enroll`); otherwise stop the other agent: the name is free "
+        f"{fresh.total_seconds():g} s after its last beat",
         name=offer.name,
         pid=known.pid,
         host=known.host,
@@ -97,16 +118,25 @@ def _station_values(station: StationOffer) -> dict[str, Any]:
     }
 
 
-def heartbeat(connection: Connection, name: str, instance: str, status: FactoryStatus, now: datetime) -> bool:
-    """Note that the agent lives; return whether the factory came back from offline.
+def heartbeat(connection: Connection, name: str, instance: str, status: FactoryStatus, now: datetime) -> BeatAnswer:
+    """Note that the agent lives, and what halts it; return what it has to know.
 
     Raises:
         NotFound: the factory has to register first.
         Conflict: another agent has taken the name over.
 
     """
+    if status.sentinel is not None:  # before any lock: a pull waits for admissions, which take factories
+        switch.follow_sentinel(connection, name, status.sentinel, now)
     row = connection.execute(
-        select(factories.c.instance, factories.c.state, factories.c.status, factories.c.pid)
+        select(
+            factories.c.instance,
+            factories.c.state,
+            factories.c.status,
+            factories.c.pid,
+            factories.c.drain,
+            factories.c.quarantine,
+        )
         .where(factories.c.name == name)
         .with_for_update()
     ).one_or_none()
@@ -115,56 +145,150 @@ def heartbeat(connection: Connection, name: str, instance: str, status: FactoryS
     if row.instance != instance:
         raise Conflict(f"factory {name} is run by another agent now (process {row.pid}); this one must stop", name=name)
     returned: bool = row.state == "offline"
-    before = "draining" if row.status.get("draining") else "online"
+    state = standing_state(row.drain, row.quarantine, row.status) if returned else row.state
+    told = status.model_dump(mode="json", exclude_none=True, exclude={"sentinel"})
     connection.execute(
         update(factories)
         .where(factories.c.name == name)
-        .values(
-            last_beat_at=now,
-            state=before if returned else row.state,
-            status=row.status | status.model_dump(mode="json", exclude_none=True),
-        )
+        .values(last_beat_at=now, state=state, status=row.status | told)
     )
-    return returned
+    return BeatAnswer(
+        state=state,
+        returned=returned,
+        hand_over=_hand_over_is_due(row.drain, now),
+        switch=switch.state(connection).concerning(name),
+    )
 
 
-def set_state(connection: Connection, name: str, state: FactoryState) -> None:
-    """Set what the factory is ready for: `draining` and `quarantined` get no new jobs, `offline` is gone.
+def standing_state(drain: object, quarantine: object, status: Mapping[str, Any] | None = None) -> FactoryState:
+    """Return the state of a factory whose agent lives: as operators ordered, else as the agent itself said."""
+    if quarantine is not None:
+        return "quarantined"
+    return "draining" if drain is not None or (status or {}).get("draining") else "online"
+
+
+def _hand_over_is_due(drain: Mapping[str, Any] | None, now: datetime) -> bool:
+    due = DrainOrder.model_validate(drain).hand_over_at if drain is not None else None
+    return due is not None and now >= due
+
+
+def set_state(connection: Connection, name: str, word: Literal["draining", "offline"]) -> None:
+    """Note an agent's own word: it takes no further jobs (`draining`), it is gone (`offline`).
 
     Raises:
         NotFound: there is no such factory.
 
     """
-    this = factories.c.name == name
-    status = connection.execute(select(factories.c.status).where(this).with_for_update()).scalar_one_or_none()
-    if status is None:
+    row = _locked(connection, name)
+    draining = {"draining": True} if word == "draining" else {}
+    kept = {key: value for key, value in row.status.items() if key != "draining"}
+    state = "offline" if word == "offline" else standing_state(row.drain, row.quarantine, draining)
+    connection.execute(update(factories).where(factories.c.name == name).values(state=state, status=kept | draining))
+
+
+def drain(connection: Connection, name: str, order: DrainOrder, now: datetime) -> FactoryState:
+    """Let a factory take no further jobs, also after a restart, until `undrain`; return its state.
+
+    Another order takes the place of the first.
+
+    Raises:
+        NotFound: there is no such factory.
+
+    """
+    row = _locked(connection, name)
+    state: FactoryState = "draining" if row.state == "online" else row.state
+    connection.execute(
+        update(factories).where(factories.c.name == name).values(state=state, drain=order.model_dump(mode="json"))
+    )
+    until = f"; what runs is handed over at {order.hand_over_at:%H:%M:%S} UTC" if order.hand_over_at else ""
+    why = f": {order.reason}" if order.reason else ""
+    data = order.model_dump(mode="json", exclude={"by"})
+    told = f"factory {name}{until}{why}"
+    audit.note(connection, "factory.drained", told, actor=order.by, subject=name, now=now, data=data)
+    return state
+
+
+def undrain(connection: Connection, name: str, actor: str, now: datetime) -> FactoryState:
+    """Let a drained factory take jobs again, and return its state; dispatch afterwards.
+
+    Raises:
+        NotFound: there is no such factory.
+        Conflict: no operator has drained it.
+
+    """
+    row = _locked(connection, name)
+    if row.drain is None:
+        raise Conflict(f"no operator has drained factory {name}; it is {row.state}", name=name, state=row.state)
+    state: FactoryState = row.state if row.state == "offline" else standing_state(None, row.quarantine, row.status)
+    connection.execute(update(factories).where(factories.c.name == name).values(state=state, drain=None))
+    audit.note(connection, "factory.undrained", f"factory {name}", actor=actor, subject=name, now=now)
+    return state
+
+
+def _locked(connection: Connection, name: str) -> AnyRow:
+    """Return a factory's row, locked.
+
+    Raises:
+        NotFound: there is no such factory.
+
+    """
+    row = connection.execute(select(factories).where(factories.c.name == name).with_for_update()).one_or_none()
+    if row is None:
         raise no_such_factory(name)
-    draining = {"draining": True} if state == "draining" else {}
-    kept = {key: value for key, value in status.items() if key != "draining"}
-    connection.execute(update(factories).where(this).values(state=state, status=kept | draining))
+    return row
 
 
 def sweep(connection: Connection, now: datetime, ttl: timedelta) -> tuple[str, ...]:
     """Mark as offline who was not heard of for `ttl`; return their names. Their leases are not touched."""
     rows = connection.execute(
         update(factories)
-        .where(factories.c.state.in_(["online", "draining"]), factories.c.last_beat_at < now - ttl)
+        .where(factories.c.state != "offline", factories.c.last_beat_at < now - ttl)
         .values(state="offline")
         .returning(factories.c.name)
     )
     return tuple(sorted(row.name for row in rows))
 
 
-def all_factories(connection: Connection) -> tuple[FactoryRow, ...]:
-    """Return every factory that ever registered, by name."""
+def retire(connection: Connection, name: str, actor: str, now: datetime) -> bool:
+    """Take a factory away for good: its tokens, stations and attestations; return False while it holds a lease.
+
+    Whatever ran there stays on record under its name.
+
+    Raises:
+        NotFound: there is no such factory, and no token for one.
+
+    """
+    row = connection.execute(select(factories.c.busy).where(factories.c.name == name).with_for_update()).one_or_none()
+    if row is not None and row.busy:
+        return False
+    revoked = tokens.revoke_of_factory(connection, name, "its factory was retired", actor, now)
+    if row is None and not revoked:
+        raise no_such_factory(name)
+    switch.forget_factory(connection, name, actor, now)
+    attestations.forget(connection, name)
+    connection.execute(delete(stations).where(stations.c.factory == name))
+    connection.execute(delete(factories).where(factories.c.name == name))
+    audit.note(connection, "factory.retired", f"factory {name}", actor=actor, subject=name, now=now)
+    return True
+
+
+def attempts_on(connection: Connection, name: str) -> tuple[tuple[str, int], ...]:
+    """Return (job, epoch) of every lease that holds a seat on the factory."""
+    held = select(leases.c.job_id, leases.c.epoch).where(leases.c.factory == name, leases.c.holds_seat)
+    return tuple((row.job_id, row.epoch) for row in connection.execute(held.order_by(leases.c.job_id)))
+
+
+def all_factories(connection: Connection, sensitive: tuple[str, ...]) -> tuple[FactoryRow, ...]:
+    """Return every factory that ever registered, by name; `sensitive` capabilities count only when attested."""
     rows = connection.execute(select(factories).order_by(factories.c.name)).all()
     by_factory: dict[str, list[StationRow]] = {}
     for row in connection.execute(select(stations).order_by(stations.c.factory, stations.c.engine)):
         by_factory.setdefault(row.factory, []).append(StationRow.model_validate(row._asdict()))
-    return tuple(_factory_row(row, by_factory.get(row.name, ())) for row in rows)
+    attested = attestations.attested_by_factory(connection)
+    return tuple(_factory_row(row, by_factory.get(row.name, ()), attested.get(row.name, ()), sensitive) for row in rows)
 
 
-def factory(connection: Connection, name: str) -> FactoryRow:
+def factory(connection: Connection, name: str, sensitive: tuple[str, ...]) -> FactoryRow:
     """Return one factory.
 
     Raises:
@@ -175,11 +299,17 @@ def factory(connection: Connection, name: str) -> FactoryRow:
     if row is None:
         raise no_such_factory(name)
     at = connection.execute(select(stations).where(stations.c.factory == name).order_by(stations.c.engine))
-    return _factory_row(row, [StationRow.model_validate(station._asdict()) for station in at])
+    attested = attestations.of_factory(connection, name)
+    return _factory_row(row, [StationRow.model_validate(station._asdict()) for station in at], attested, sensitive)
 
 
-def _factory_row(row: AnyRow, at: Sequence[StationRow]) -> FactoryRow:
-    return FactoryRow.model_validate(row._asdict() | {"stations": tuple(at)})
+def _factory_row(
+    row: AnyRow, at: Sequence[StationRow], attested: tuple[str, ...], sensitive: tuple[str, ...]
+) -> FactoryRow:
+    claims = count_claims(tuple(row.capabilities), tuple(row.declared), attested, sensitive)
+    return FactoryRow.model_validate(
+        row._asdict() | {"stations": tuple(at), "attested": attested, "unattested": claims.unattested}
+    )
 
 
 def no_such_factory(name: str) -> NotFound:

@@ -14,6 +14,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, type_coerce
 
 from core.router import FactoryView, FleetSnapshot, LockView, ProductView, ReadyJob, StationView
+from core.trust import Claims, count_claims
+from store.attestations import attested_by_factory
 from store.column_types import Unread, as_utc
 from store.database import AnyRow
 from store.tables import factories, jobs, leases, locks, stations
@@ -44,7 +46,9 @@ _GRANTABLE = select(and_(exists().where(_READY), _FREE_SEAT))
 class FleetReader:
     """Reads snapshots; keeps parsed jobs from one to the next."""
 
-    def __init__(self) -> None:
+    def __init__(self, sensitive: tuple[str, ...] = ()) -> None:
+        """`sensitive` capabilities count only where they were attested."""
+        self._sensitive = sensitive
         self._parsed: dict[str, tuple[tuple[Any, ...], ReadyJob]] = {}
 
     def read(
@@ -59,7 +63,7 @@ class FleetReader:
             return None
         return FleetSnapshot(
             jobs=self._jobs(connection, including),
-            factories=_factories(connection),
+            factories=_factories(connection, self._sensitive),
             locks=read_locks(connection),
             products=_products(connection),
             now=now,
@@ -117,12 +121,20 @@ def _products(connection: Connection) -> tuple[ProductView, ...]:
     return tuple(ProductView(product_id=row.product_id, running=row.running) for row in rows)
 
 
-def _factories(connection: Connection) -> tuple[FactoryView, ...]:
+def _factories(connection: Connection, sensitive: tuple[str, ...]) -> tuple[FactoryView, ...]:
     by_factory: dict[str, list[StationView]] = {}
     for row in connection.execute(select(stations).order_by(stations.c.factory, stations.c.engine)):
         by_factory.setdefault(row.factory, []).append(_station(row))
     rows = connection.execute(select(factories).order_by(factories.c.name))
-    return tuple(_factory(row, by_factory.get(row.name, ())) for row in rows)
+    attested = attested_by_factory(connection)
+    return tuple(
+        _factory(
+            row,
+            by_factory.get(row.name, ()),
+            count_claims(tuple(row.capabilities), tuple(row.declared), attested.get(row.name, ()), sensitive),
+        )
+        for row in rows
+    )
 
 
 def _station(row: AnyRow) -> StationView:
@@ -136,13 +148,14 @@ def _station(row: AnyRow) -> StationView:
     )
 
 
-def _factory(row: AnyRow, at: Sequence[StationView]) -> FactoryView:
+def _factory(row: AnyRow, at: Sequence[StationView], claims: Claims) -> FactoryView:
     status = {name: value for name, value in row.status.items() if value is not None}
     return FactoryView(
         name=row.name,
         host=row.host,
         state=row.state,
-        capabilities=tuple(row.capabilities),
+        capabilities=claims.counted,
+        unattested=claims.unattested,
         stations=tuple(at),
         seats=row.seats,
         busy=row.busy,

@@ -8,28 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from core.attempt import BuildResult, DeathCertificate, Grant
+from core.flakiness import SPOILT, SUCCEEDED, FlakyPolicy
 from core.job import JobSpec, Stage
 from core.lifecycle import Record, RecordAck
 from core.router import FleetSnapshot
 from core.settings import Settings
+from core.switch import Halt, HaltScope, SwitchState
 from store import (
     admission,
     attempt_output,
     attempt_report,
     attempts,
+    attestations,
+    audit,
     explaining,
     factories,
     intake,
+    limits,
     mending,
     outbox,
     parents,
     placing,
     projection,
+    quarantine,
     queries,
+    recovery,
     seats,
+    switch,
+    tokens,
 )
 from store.admission import LeaseTerms
 from store.database import Database, open_database
@@ -39,28 +48,39 @@ from store.messages import (
     AttemptReport,
     FactoryState,
     FactoryStatus,
+    NewToken,
     Registration,
     Submission,
 )
 from store.views import (
     ArtifactView,
     AttemptView,
+    AuditLine,
+    AuditReport,
+    BeatAnswer,
     ChainReport,
+    DrainOrder,
     EventView,
     FactoryRow,
+    HaltRow,
     JobDocuments,
     JobExplanation,
     JobPage,
     JobView,
     LatestIds,
+    LimitKind,
     LogView,
     OutboxRow,
-    ParentsState,
+    Pulled,
     ReportAck,
+    Restarted,
     SeatCorrection,
     StartPayload,
     Submitted,
+    TokenChanges,
+    TokenRow,
     UnfinishedJob,
+    WaitState,
 )
 
 BEATS_UNTIL_SILENT = 3
@@ -72,9 +92,11 @@ class Ledger:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
-        self._fleet = FleetReader()
+        self._sensitive = settings.sensitive_capabilities
+        self._fleet = FleetReader(self._sensitive)
         self._silent_after = timedelta(seconds=BEATS_UNTIL_SILENT * settings.factory_beat_s)
         self._outbox_retry_s = settings.outbox_retry_s
+        self._flaky = FlakyPolicy(failures=settings.quarantine_failures, window_s=settings.quarantine_window_s)
         terms = LeaseTerms(ttl_s=settings.lease_ttl_s, beat_s=settings.beat_s)
         self._dispatcher = Dispatcher(database, self._fleet, terms)
 
@@ -210,7 +232,16 @@ class Ledger:
             Conflict: another record has that number.
 
         """
-        return await self._database.write(projection.record, job_id, seq, record, now)
+        ack = await self._database.write(projection.record, job_id, seq, record, now)
+        outcome = record.attempt_outcome
+        if outcome in SPOILT or (outcome == SUCCEEDED and record.epoch > 1):  # the latter shows whose fault it was
+            await self._judge_factories(job_id, record.epoch, now)
+        return ack
+
+    async def _judge_factories(self, job_id: str, epoch: int, now: datetime) -> None:
+        """Quarantine the factory that spoilt an attempt once too often."""
+        if self._flaky.failures:
+            await self._database.write(quarantine.judge_after, job_id, epoch, self._flaky, now)
 
     async def requeue(self, job_id: str, now: datetime, *, by: str = "", note: str = "") -> int:
         """Begin another life of a failed job and return its number; a `start` row is on its way.
@@ -263,7 +294,7 @@ class Ledger:
             Conflict: the certificate is for another attempt, or does not say that all processes are dead.
 
         """
-        return await self._database.write(
+        lost = await self._database.write(
             attempts.mark_lost,
             job_id,
             epoch,
@@ -273,6 +304,9 @@ class Ledger:
             certificate=certificate,
             tell_workflow=tell_workflow,
         )
+        if lost:
+            await self._judge_factories(job_id, epoch, now)
+        return lost
 
     async def guard_epoch(
         self, job_id: str, epoch: int, now: datetime, *, kind: str = "write", content: object = b""
@@ -283,17 +317,27 @@ class Ledger:
 
     # --- factories (factories, seats) ---------------------------------------------------------------------------------
 
-    async def register_factory(self, registration: Registration, now: datetime) -> FactoryRow:
-        """Take a factory in, or its new agent for the old one; dispatch afterwards.
+    async def register_factory(
+        self, registration: Registration, now: datetime, *, token_id: str | None = None
+    ) -> FactoryRow:
+        """Take a factory in, or its new agent for the old one; dispatch afterwards. `token_id`: what it showed.
 
         Raises:
             Conflict: another living agent has that name.
+            Unauthenticated: the token was ended meanwhile.
 
         """
-        return await self._database.write(factories.register, registration, now, self._silent_after)
+        return await self._database.write(
+            factories.register,
+            registration,
+            now,
+            fresh=self._silent_after,
+            sensitive=self._sensitive,
+            token_id=token_id,
+        )
 
-    async def factory_heartbeat(self, name: str, instance: str, status: FactoryStatus, now: datetime) -> bool:
-        """Note that the agent lives; True: the factory came back from offline, so dispatch.
+    async def factory_heartbeat(self, name: str, instance: str, status: FactoryStatus, now: datetime) -> BeatAnswer:
+        """Note that the agent lives and return what it has to know; when it had `returned` from offline, dispatch.
 
         Raises:
             NotFound: the factory has to register first.
@@ -302,8 +346,8 @@ class Ledger:
         """
         return await self._database.write(factories.heartbeat, name, instance, status, now)
 
-    async def factory_state(self, name: str, state: FactoryState) -> None:
-        """Set the factory's state: `draining` before it leaves, `offline` when it has left, `quarantined`, `online`.
+    async def factory_state(self, name: str, state: Literal["draining", "offline"]) -> None:
+        """Note what the factory's agent says of itself: `draining` before it leaves, `offline` when it has left.
 
         Raises:
             NotFound: there is no such factory.
@@ -311,13 +355,42 @@ class Ledger:
         """
         await self._database.write(factories.set_state, name, state)
 
+    async def drain_factory(self, name: str, order: DrainOrder, now: datetime) -> FactoryState:
+        """Let a factory take no further jobs until `undrain_factory`, also after a restart; return its state.
+
+        Raises:
+            NotFound: there is no such factory.
+
+        """
+        return await self._database.write(factories.drain, name, order, now)
+
+    async def undrain_factory(self, name: str, actor: str, now: datetime) -> FactoryState:
+        """Let a drained factory take jobs again and return its state; dispatch afterwards.
+
+        Raises:
+            NotFound: there is no such factory.
+            Conflict: no operator has drained it.
+
+        """
+        return await self._database.write(factories.undrain, name, actor, now)
+
+    async def release_factory(self, name: str, actor: str, now: datetime) -> None:
+        """Let a quarantined factory take jobs again; dispatch afterwards.
+
+        Raises:
+            NotFound: there is no such factory.
+            Conflict: it is not quarantined.
+
+        """
+        await self._database.write(quarantine.release, name, actor, now)
+
     async def sweep_factories(self, now: datetime, ttl: timedelta | None = None) -> tuple[str, ...]:
         """Mark factories as offline that were not heard of for `ttl` (default three beats); return their names."""
         return await self._database.write(factories.sweep, now, ttl or self._silent_after)
 
     async def factories(self) -> tuple[FactoryRow, ...]:
         """Return all factories, by name."""
-        return await self._database.read(factories.all_factories)
+        return await self._database.read(factories.all_factories, self._sensitive)
 
     async def factory(self, name: str) -> FactoryRow:
         """Return one factory.
@@ -326,7 +399,7 @@ class Ledger:
             NotFound: there is no such factory.
 
         """
-        return await self._database.read(factories.factory, name)
+        return await self._database.read(factories.factory, name, self._sensitive)
 
     async def recount_seats(self, now: datetime) -> tuple[SeatCorrection, ...]:
         """Set the counts of taken seats to what the leases say; return what was wrong. Then dispatch.
@@ -334,6 +407,162 @@ class Ledger:
         A lease whose job waits or has ended is ended first.
         """
         return await self._database.write(seats.recount_seats, now)
+
+    async def attempts_on(self, factory: str) -> tuple[tuple[str, int], ...]:
+        """Return (job, epoch) of every attempt that holds a seat on the factory."""
+        return await self._database.read(factories.attempts_on, factory)
+
+    async def factory_of(self, job_id: str, epoch: int) -> str | None:
+        """Return the factory that an attempt was granted to; None when there is no such attempt."""
+        return await self._database.read(attempts.factory_of, job_id, epoch)
+
+    async def retire_factory(self, name: str, actor: str, now: datetime) -> bool:
+        """Take a factory away for good, tokens and attestations included; False while it holds a lease.
+
+        Raises:
+            NotFound: there is no such factory, and no token for one.
+
+        """
+        return await self._database.write(factories.retire, name, actor, now)
+
+    async def attest(self, factory: str, capabilities: Sequence[str], actor: str, now: datetime) -> None:
+        """Vouch for capabilities of a factory; dispatch afterwards."""
+        await self._database.write(attestations.attest, factory, capabilities, actor, now)
+
+    async def withdraw_attestation(self, factory: str, capabilities: Sequence[str], actor: str, now: datetime) -> None:
+        """Vouch for capabilities of a factory no more."""
+        await self._database.write(attestations.withdraw, factory, capabilities, actor, now)
+
+    # --- the kill switch and limits of work in progress (switch, limits) ----------------------------------------------
+
+    async def pull_switch(self, halt: Halt, now: datetime) -> Pulled:
+        """Halt what `halt` covers; once this has returned nothing of it is given a seat. Then deliver the outbox.
+
+        Every attempt that it stops is signalled to its workflow.
+        """
+        return await self._database.write(switch.pull, halt, now)
+
+    async def release_switch(self, scope: HaltScope, name: str, actor: str, now: datetime) -> SwitchState:
+        """Let go what an operator halted; dispatch afterwards.
+
+        Raises:
+            NotFound: nothing is halted there; or a sentinel file does it, which is removed on its machine.
+
+        """
+        return await self._database.write(switch.release, scope, name, actor, now)
+
+    async def switch_state(self) -> SwitchState:
+        """Return how the kill switch stands."""
+        return await self._database.read(switch.state)
+
+    async def switch_history(self) -> tuple[HaltRow, ...]:
+        """Return the halts that were released, the latest first."""
+        return await self._database.read(switch.history)
+
+    async def set_limit(self, kind: LimitKind, name: str, jobs: int, *, actor: str, now: datetime) -> None:
+        """Let at most `jobs` of a product, or on an engine, run at once; dispatch afterwards."""
+        await self._database.write(limits.set_limit, kind, name, jobs, actor=actor, now=now)
+
+    async def unset_limit(self, kind: LimitKind, name: str, actor: str, now: datetime) -> None:
+        """Forget an operator's limit, so that the settings decide again; dispatch afterwards.
+
+        Raises:
+            NotFound: no operator set one there.
+
+        """
+        await self._database.write(limits.unset_limit, kind, name, actor, now)
+
+    # --- tokens (tokens; a process reads them through store.token_book) -----------------------------------------------
+
+    async def create_token(self, new: NewToken, actor: str, now: datetime) -> TokenRow:
+        """Take in a token that `actor` made."""
+        return await self._database.write(tokens.create, new, actor, now)
+
+    async def adopt_token(self, new: NewToken, now: datetime) -> TokenRow:
+        """Take in a token of a file of this home, in the place of what that file held before.
+
+        Raises:
+            Unauthenticated: it is for a factory whose name belongs to another machine.
+
+        """
+        return await self._database.write(tokens.adopt, new, now)
+
+    async def rotate_token(
+        self,
+        token_id: str,
+        *,
+        new_id: str,
+        sha256: str,
+        grace: timedelta,
+        expires_at: datetime | None,
+        actor: str,
+        now: datetime,
+    ) -> TokenRow:
+        """Put a new token in the place of one that opens, which stays good for `grace`; return the new one.
+
+        Raises:
+            NotFound: there is no such token.
+            Conflict: it opens nothing any more, has a successor already, or can be used only once anyway.
+
+        """
+        return await self._database.write(
+            tokens.rotate,
+            token_id,
+            new_id=new_id,
+            sha256=sha256,
+            grace=grace,
+            expires_at=expires_at,
+            actor=actor,
+            now=now,
+        )
+
+    async def revoke_token(self, token_id: str, reason: str, actor: str, now: datetime) -> TokenRow:
+        """End a token now and for good.
+
+        Raises:
+            NotFound: there is no such token.
+
+        """
+        return await self._database.write(tokens.revoke, token_id, reason, actor, now)
+
+    async def enrol(
+        self, enrolment_id: str, names: Sequence[str], new: NewToken, told: dict[str, Any], now: datetime
+    ) -> TokenRow:
+        """Spend an enrolment token for the token of a factory, which gets the first of `names` that is free.
+
+        Raises:
+            Unauthenticated: the enrolment token was used, revoked or has expired meanwhile.
+            Conflict: none of the names is free.
+
+        """
+        return await self._database.write(tokens.enrol, enrolment_id, names, new, told=told, now=now)
+
+    async def token(self, token_id: str) -> TokenRow:
+        """Return one token.
+
+        Raises:
+            NotFound: there is no such token.
+
+        """
+        return await self._database.read(tokens.get, token_id)
+
+    async def tokens(self, now: datetime, *, ended: bool = False) -> tuple[TokenRow, ...]:
+        """Return the tokens that open, oldest first; with `ended` those that do so no more too."""
+        return await self._database.read(tokens.listed, now, ended=ended)
+
+    async def token_changes(self, after: int, now: datetime, sha256: str | None = None) -> TokenChanges:
+        """Return what changed about tokens after a revision, and the token with a digest if asked for."""
+        return await self._database.read(tokens.changes, after, now, sha256)
+
+    # --- the audit log (audit) ----------------------------------------------------------------------------------------
+
+    async def audit(self, after_seq: int = 0, limit: int = 500) -> tuple[AuditLine, ...]:
+        """Return what happened in the fleet beside jobs, after a line, oldest first."""
+        return await self._database.read(audit.lines, after_seq, limit)
+
+    async def check_audit(self) -> AuditReport:
+        """Return whether the audit log is whole and unchanged."""
+        return await self._database.read(audit.check)
 
     # --- outbox -------------------------------------------------------------------------------------------------------
 
@@ -373,21 +602,25 @@ class Ledger:
         """Return the job's document."""
         return await self._database.read(queries.job, job_id)
 
+    async def product_of(self, job_id: str) -> str:
+        """Return the product that the job belongs to; it never changes."""
+        return await self._database.read(queries.product_of, job_id)
+
     async def jobs(
         self,
         *,
-        product: str | None = None,
+        products: Sequence[str] | None = None,
         stages: Sequence[Stage] = (),
         cursor: str | None = None,
         limit: int = 50,
     ) -> JobPage:
-        """Return jobs, newest first; `next_cursor` of one page is the `cursor` of the next.
+        """Return jobs (of `products`, or of all), newest first; `next_cursor` of one page is the `cursor` of the next.
 
         Raises:
             InvalidInput: the cursor is none of ours.
 
         """
-        return await self._database.read(queries.page, product, stages, cursor, limit)
+        return await self._database.read(queries.page, products, stages, cursor, limit)
 
     async def documents(self, job_id: str) -> JobDocuments:
         """Return the job's immutable snapshot: spec, manifest as written, provenance, profile."""
@@ -427,13 +660,17 @@ class Ledger:
         """Return the job's captured files, newest attempt first."""
         return await self._database.read(attempt_output.read_artifacts, job_id)
 
-    async def parents_state(self, job_id: str) -> ParentsState:
+    async def parents_state(self, job_id: str) -> WaitState:
         """Return whether the job's parents let it start."""
-        return await self._database.read(parents.parents_state, job_id)
+        return await self._database.read(parents.wait_state, job_id)
+
+    async def children_state(self, job_id: str) -> WaitState:
+        """Return whether the job's child jobs let it ship."""
+        return await self._database.read(parents.wait_state, job_id, "ship")
 
     async def dependants(self, job_id: str) -> tuple[str, ...]:
         """Return the ids of the jobs that have this one among their parents."""
-        return await self._database.read(parents.children_of, job_id)
+        return await self._database.read(parents.dependants, job_id)
 
     async def unfinished_jobs(
         self, updated_before: datetime, limit: int = 1000, *, after: UnfinishedJob | None = None
@@ -444,17 +681,18 @@ class Ledger:
         """
         return await self._database.read(queries.unfinished, updated_before, limit, after)
 
-    async def enqueue_start(self, job_id: str, now: datetime) -> bool:
-        """Have the workflow of an unfinished job begun anew, because it is gone; False when a start is on its way.
+    async def enqueue_start(self, job_id: str, now: datetime, *, life: int | None = None) -> Restarted | None:
+        """Have the workflow of an unfinished job begun anew, because it is gone; None when a start is on its way.
 
-        The job begins a new life: it is queued, a lease that it still has is lost, and its next attempt goes on from
-        the last checkpoint.
+        The job begins a new life where it stands: in review or testing with its candidate, otherwise queued; then a
+        lease that it still has is lost, and its next attempt goes on from the last checkpoint. `life`: only if that is
+        still the present one.
 
         Raises:
             NotFound: there is no such job.
 
         """
-        return await self._database.write(projection.restart, job_id, now)
+        return await self._database.write(recovery.restart, job_id, now, life)
 
     async def end_life(self, job_id: str, life: int, record: Record, now: datetime) -> bool:
         """Apply a record that ends the job, unless it has ended or begun another life meanwhile. Then dispatch.
@@ -474,6 +712,18 @@ class Ledger:
 
         """
         return await self._database.write(mending.resend_grant, job_id, now)
+
+    async def unfinished_page(self, after_id: str, limit: int) -> tuple[UnfinishedJob, ...]:
+        """Return jobs whose workflow should be alive, by id, from the one after `after_id` on."""
+        return await self._database.read(queries.unfinished_page, after_id, limit)
+
+    async def raise_generation(self, by: str, now: datetime) -> int:
+        """Let nothing write any more that was granted or started up to now, also beyond what the ledger knows of.
+
+        For a ledger that was restored from a backup; returns the number of the generation. Every unfinished job then
+        needs `enqueue_start`.
+        """
+        return await self._database.write(recovery.raise_generation, by, now)
 
 
 def open_ledger(settings: Settings) -> Ledger:

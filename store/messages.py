@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from core.access import Access
 from core.attempt import BuildResult
 from core.job import JobSpec, Message
 
@@ -130,6 +131,9 @@ class FactoryStatus(Message):
     load: Decimal | None = None
     """Load average per core."""
     free_disk_gb: Decimal | None = None
+    free_memory_gb: Decimal | None = None
+    sentinel: str | None = None
+    """The sentinel file that stops the factory; empty: none is there."""
     warm_repositories: tuple[str, ...] | None = None
     health: Decimal | None = Field(default=None, ge=0, le=1)
 
@@ -149,9 +153,26 @@ class Registration(Message):
     status: FactoryStatus = FactoryStatus()
     details: dict[str, Any] = Field(default_factory=dict)
     """What people may want to know of the machine; `cost_class` is read from here."""
-    replaces_dead_pid: bool = False
-    """The agent has proven (pid and start time) that the agent registered before it on this host is dead."""
+    declared: tuple[str, ...] = ()
+    """Capabilities that the machine's settings claim, beside those that the agent detected (`capabilities`)."""
+    boot: str = ""
+    """Which boot of which machine the agent runs in; a cloned machine has booted by itself."""
+    replaces: str = ""
+    """`instance` of the agent before it, as that one left it on the machine, if it is proven dead (pid, start time)."""
     product_id: str = "default"
 
 
 FactoryState = Literal["online", "offline", "draining", "quarantined"]
+
+
+class NewToken(Message):
+    """A token that comes into the ledger; of the secret itself only the digest does."""
+
+    id: str
+    sha256: str
+    name: str
+    access: Access
+    expires_at: datetime | None = None
+    """None: it opens until it is revoked."""
+    origin: str = ""
+    """The file in which a local token was made; empty for one that the API made."""

@@ -7,10 +7,11 @@ it describes, gives the hash chain one writer at a time, and lets no update be l
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, insert, select, update
 
 from core.errors import NotFound
 from core.job import Stage
@@ -83,18 +84,38 @@ class OpenJob:
         """Return whether there is anything to save."""
         return bool(self._events or self._values)
 
+    @property
+    def noted_events(self) -> Sequence[dict[str, Any]]:
+        """Return the rows of the events that were noted."""
+        return self._events
+
+    @property
+    def noted_values(self) -> dict[str, Any]:
+        """Return the new values of the job's row, those that every change brings included."""
+        last = {"event_seq": self.row.event_seq + len(self._events), "event_hash": self._last_hash}
+        return {"updated_at": self.now, **last, **self._values}
+
     def save(self) -> None:
         """Write everything that was noted; to be called once, at the end."""
         if self._events:
             self.connection.execute(insert(events), self._events)
-        last = {"event_seq": self.row.event_seq + len(self._events), "event_hash": self._last_hash}
+        values = self.noted_values
         done = self.connection.execute(
-            update(jobs)
-            .where(jobs.c.id == self.id, jobs.c.event_seq == self.row.event_seq)
-            .values(updated_at=self.now, **last, **self._values)
+            update(jobs).where(jobs.c.id == self.id, jobs.c.event_seq == self.row.event_seq).values(values)
         )
         if done.rowcount != 1:
-            raise RuntimeError(f"lost update of job {self.id}: somebody wrote event {last['event_seq']} meanwhile")
+            raise RuntimeError(f"lost update of job {self.id}: somebody wrote event {values['event_seq']} meanwhile")
+
+
+def save_all(opened: Sequence[OpenJob]) -> None:
+    """Write everything that was noted about several jobs that set the same columns, in two statements."""
+    if not opened:
+        return
+    connection = opened[0].connection
+    connection.execute(insert(events), [event for job in opened for event in job.noted_events])
+    rows = [{f"new_{name}": value for name, value in job.noted_values.items()} | {"job": job.id} for job in opened]
+    columns = {name.removeprefix("new_"): bindparam(name) for name in rows[0] if name != "job"}
+    connection.execute(update(jobs).where(jobs.c.id == bindparam("job")).values(columns), rows)
 
 
 def open_job(connection: Connection, job_id: str, now: datetime) -> OpenJob:

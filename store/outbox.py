@@ -6,14 +6,14 @@ dies, the row is due again. Rows of one job are handed out one at a time and in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, delete, exists, insert, select, update
 
 from store.database import serialise
-from store.open_job import OpenJob
-from store.tables import edges, jobs, outbox
+from store.tables import outbox
 from store.views import OutboxRow
 
 CLAIM_S = 30.0
@@ -22,9 +22,28 @@ MAX_RETRY_S = 60.0
 MAX_ERROR_CHARS = 500
 
 
+class Starting(NamedTuple):
+    """A life that is to begin."""
+
+    job_id: str
+    product_id: str
+    life: int
+
+
 def enqueue_start(connection: Connection, *, job_id: str, product_id: str, life: int, now: datetime) -> None:
     """Have the job's workflow started; what it starts with is read when the row is delivered."""
-    _enqueue(connection, "start", "start", job_id=job_id, product_id=product_id, payload={"life": life}, now=now)
+    enqueue_starts(connection, [Starting(job_id, product_id, life)], now)
+
+
+def enqueue_starts(connection: Connection, lives: Sequence[Starting], now: datetime) -> None:
+    """Have the workflows of several jobs started, as `enqueue_start` does for one."""
+    if lives:
+        common = {"kind": "start", "name": "start", "created_at": now, "due_at": now}
+        rows = [
+            common | {"job_id": one.job_id, "product_id": one.product_id, "payload": {"life": one.life}}
+            for one in lives
+        ]
+        connection.execute(insert(outbox), rows)
 
 
 def enqueue_signal(
@@ -37,7 +56,8 @@ def enqueue_signal(
         .with_for_update()
     ).first()
     if starting is None:
-        _enqueue(connection, "signal", name, job_id=job_id, product_id=product_id, payload=payload, now=now)
+        row = {"kind": "signal", "name": name, "job_id": job_id, "product_id": product_id, "payload": payload}
+        connection.execute(insert(outbox), row | {"created_at": now, "due_at": now})
 
 
 def start_pending(connection: Connection, job_id: str) -> bool:
@@ -46,50 +66,9 @@ def start_pending(connection: Connection, job_id: str) -> bool:
     return connection.execute(waiting).first() is not None
 
 
-def signal_children(job: OpenJob, *, only_until: str | None = None) -> int:
-    """Tell the workflows of all jobs that wait for `job` that it changed; return how many there are."""
-    condition = edges.c.parent_id == job.id
-    if only_until is not None:
-        condition &= edges.c.until == only_until
-    children = job.connection.execute(
-        select(jobs.c.id, jobs.c.product_id)
-        .join(edges, edges.c.child_id == jobs.c.id)
-        .where(condition, jobs.c.ended_at.is_(None))
-        .order_by(jobs.c.id)
-    ).all()
-    payload = {"parent": job.id, "stage": str(job.stage)}
-    for child in children:
-        enqueue_signal(
-            job.connection,
-            "parents_changed",
-            job_id=child.id,
-            product_id=child.product_id,
-            payload=payload,
-            now=job.now,
-        )
-    return len(children)
-
-
 def drop_signals(connection: Connection, job_id: str) -> None:
     """Forget signals to a workflow that is about to close."""
     connection.execute(delete(outbox).where(outbox.c.job_id == job_id, outbox.c.kind == "signal"))
-
-
-def _enqueue(
-    connection: Connection,
-    kind: str,
-    name: str,
-    *,
-    job_id: str,
-    product_id: str,
-    payload: dict[str, Any],
-    now: datetime,
-) -> None:
-    connection.execute(
-        insert(outbox),
-        {"kind": kind, "name": name, "job_id": job_id, "product_id": product_id, "payload": payload}
-        | {"created_at": now, "due_at": now},
-    )
 
 
 def anything_due(connection: Connection, now: datetime) -> bool:

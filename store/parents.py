@@ -1,65 +1,156 @@
-"""Parents and children of jobs: who waits for whom, and whether the wait is over. Does I/O: SQL."""
+"""What jobs wait for: other jobs, at their start and at their ship gate, and whether that is over. Does I/O: SQL.
+
+`jobs.held` is `WAITING` for a queued job that waits for its parents and has no workflow yet: it is a row, and costs
+nothing. `store.edges` starts it when its parents are done.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Select, case, func, select
 
-from core.job import Stage
-from core.lifecycle import ENDED
+from core.dag import Gate, outcome_of
+from store.database import AnyRow, batches
 from store.tables import edges, jobs
-from store.views import DependencyView, ParentsState
+from store.views import DependencyView, WaitState
 
-MAX_NAMED = 20
+WAITING: Final = "parents"
+"""Value of `jobs.held`."""
+MAX_NAMED: Final = 20
+"""Jobs that a message names."""
+MAX_SHOWN: Final = 100
+"""Jobs that a document lists."""
 
-
-def satisfied(stage: Stage, until: str) -> bool:
-    """Return whether a parent in `stage` no longer holds up a child that waits `until` then."""
-    return stage == Stage.SHIPPED or (until == "testing" and stage == Stage.TESTING)
-
-
-def parents_of(connection: Connection, job_id: str) -> tuple[DependencyView, ...]:
-    """Return the parents with their present stage."""
-    return parents_by_child(connection, [job_id]).get(job_id, ())
+_UNDONE: Final = ("failed", "open")
 
 
-def parents_by_child(connection: Connection, job_ids: Sequence[str]) -> dict[str, tuple[DependencyView, ...]]:
-    """Return the parents of each of the jobs that has any, with their present stage."""
-    rows = connection.execute(
-        select(edges.c.child_id, edges.c.parent_id, edges.c.until, jobs.c.stage)
-        .join(jobs, jobs.c.id == edges.c.parent_id)
-        .where(edges.c.child_id.in_(job_ids))
-        .order_by(edges.c.child_id, edges.c.parent_id)
+class Waits(NamedTuple):
+    """The jobs that one job waits for, those that hold it back first, and how many there are in all."""
+
+    deps: tuple[DependencyView, ...] = ()
+    deps_total: int = 0
+    children: tuple[DependencyView, ...] = ()
+    children_total: int = 0
+
+
+def wait_state(connection: Connection, job_id: str, gate: Gate = "start") -> WaitState:
+    """Return whether what the job waits for at `gate` is over."""
+    return wait_states(connection, [job_id], gate)[job_id]
+
+
+def wait_states(connection: Connection, job_ids: Sequence[str], gate: Gate) -> dict[str, WaitState]:
+    """Return for each job whether what it waits for at `gate` is over; its edges say so, not the jobs behind them."""
+    found: dict[str, list[AnyRow]] = {job_id: [] for job_id in job_ids}
+    for some in batches(job_ids):
+        for row in connection.execute(_undone(some, gate)):
+            found[row.child_id].append(row)
+    return {job_id: _wait_state(rows, gate) for job_id, rows in found.items()}
+
+
+def _undone(job_ids: Sequence[str], gate: Gate) -> Select[tuple[object, ...]]:
+    """Select the first edges of each job that are not done, each with the number of its kind and its job's stage."""
+    kind = (edges.c.child_id, edges.c.state)
+    ranked = (
+        select(
+            edges.c.child_id,
+            edges.c.parent_id,
+            edges.c.until,
+            edges.c.state,
+            func.row_number().over(partition_by=kind, order_by=edges.c.parent_id).label("rank"),
+            func.count().over(partition_by=kind).label("total"),
+        )
+        .where(edges.c.child_id.in_(job_ids), edges.c.gate == gate, edges.c.state.in_(_UNDONE))
+        .subquery()
     )
-    found: dict[str, list[DependencyView]] = {}
+    return (
+        select(ranked, jobs.c.stage)
+        .join(jobs, jobs.c.id == ranked.c.parent_id)
+        .where(ranked.c.rank <= MAX_NAMED)
+        .order_by(ranked.c.child_id, ranked.c.parent_id)
+    )
+
+
+def _wait_state(rows: Sequence[AnyRow], gate: Gate) -> WaitState:
+    failed = [row for row in rows if row.state == "failed"]
+    open_ = [row for row in rows if row.state == "open"]
+    outcome = outcome_of(any_open=bool(open_), any_failed=bool(failed))
+    if outcome == "failed":
+        told = _named([f"{row.parent_id} ({row.stage})" for row in failed], failed[0].total)
+        whom = "parents ended without what it waits for" if gate == "start" else "child jobs ended without shipping"
+        message = f"{whom}: {told}"
+    elif outcome == "waiting":
+        told = _named([f"{row.parent_id} ({row.stage}{_until(row, gate)})" for row in open_], open_[0].total)
+        message = f"waits for {told}" if gate == "start" else f"waits for its child jobs: {told}"
+    else:
+        message = "all parents are done" if gate == "start" else "all child jobs are done"
+    return WaitState(
+        outcome=outcome,
+        message=message,
+        waiting=tuple(row.parent_id for row in open_),
+        failed=tuple(row.parent_id for row in failed),
+    )
+
+
+def _until(row: AnyRow, gate: Gate) -> str:
+    return f", until {row.until}" if gate == "start" else ""
+
+
+def _named(names: Sequence[str], total: int) -> str:
+    more = f" and {total - len(names)} more" if total > len(names) else ""
+    return ", ".join(names) + more
+
+
+# --- for documents ------------------------------------------------------------------------------------------------
+
+
+def waits_of(connection: Connection, job_ids: Sequence[str]) -> dict[str, Waits]:
+    """Return what each of the jobs that waits, or waited, for any other waits for; `MAX_SHOWN` at each gate."""
+    hold_back_first = case({"failed": 0, "open": 1, "done": 2}, value=edges.c.state, else_=3)
+    gates = (edges.c.child_id, edges.c.gate)
+    ranked = (
+        select(
+            *(edges.c.child_id, edges.c.parent_id, edges.c.until, edges.c.gate, edges.c.state),
+            func.row_number().over(partition_by=gates, order_by=(hold_back_first, edges.c.parent_id)).label("rank"),
+            func.count().over(partition_by=gates).label("total"),
+        )
+        .where(edges.c.child_id.in_(job_ids))
+        .subquery()
+    )
+    rows = connection.execute(
+        select(ranked, jobs.c.stage)
+        .join(jobs, jobs.c.id == ranked.c.parent_id)
+        .where(ranked.c.rank <= MAX_SHOWN)
+        .order_by(ranked.c.child_id, ranked.c.rank)
+    )
+    found: dict[str, list[AnyRow]] = {}
     for row in rows:
-        view = DependencyView(job_id=row.parent_id, until=row.until, stage=row.stage)
-        found.setdefault(row.child_id, []).append(view)
-    return {child: tuple(views) for child, views in found.items()}
+        found.setdefault(row.child_id, []).append(row)
+    return {job_id: _waits(rows_of_job) for job_id, rows_of_job in found.items()}
 
 
-def children_of(connection: Connection, job_id: str) -> tuple[str, ...]:
+def _waits(rows: Iterable[AnyRow]) -> Waits:
+    by_gate: dict[str, list[AnyRow]] = {"start": [], "ship": []}
+    for row in rows:
+        by_gate[row.gate].append(row)
+    parents, children = by_gate["start"], by_gate["ship"]
+    return Waits(_views(parents), _total(parents), _views(children), _total(children))
+
+
+def _views(rows: Iterable[AnyRow]) -> tuple[DependencyView, ...]:
+    return tuple(
+        DependencyView(job_id=row.parent_id, until=row.until, stage=row.stage, state=row.state) for row in rows
+    )
+
+
+def _total(rows: Sequence[AnyRow]) -> int:
+    return int(rows[0].total) if rows else 0
+
+
+def dependants(connection: Connection, job_id: str) -> tuple[str, ...]:
     """Return the ids of the jobs that name `job_id` among their parents."""
-    rows = connection.execute(select(edges.c.child_id).where(edges.c.parent_id == job_id).order_by(edges.c.child_id))
+    rows = connection.execute(
+        select(edges.c.child_id).where(edges.c.parent_id == job_id, edges.c.gate == "start").order_by(edges.c.child_id)
+    )
     return tuple(row.child_id for row in rows)
-
-
-def parents_state(connection: Connection, job_id: str) -> ParentsState:
-    """Return whether the job may start; a failed parent is told before one that is only not done yet."""
-    open_ = [p for p in parents_of(connection, job_id) if not satisfied(p.stage, p.until)]
-    failed = tuple(p.job_id for p in open_ if p.stage in ENDED)
-    waiting = tuple(p.job_id for p in open_ if p.stage not in ENDED)
-    if failed:
-        told = [f"{p.job_id} ({p.stage})" for p in open_ if p.stage in ENDED]
-        message = f"parents ended without what it waits for: {_named(told)}"
-        return ParentsState(outcome="failed", failed=failed, waiting=waiting, message=message)
-    if waiting:
-        told = [f"{p.job_id} ({p.stage}, until {p.until})" for p in open_]
-        return ParentsState(outcome="waiting", waiting=waiting, message=f"waits for {_named(told)}")
-    return ParentsState(outcome="ready", message="all parents are done")
-
-
-def _named(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more

@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection, select
 
 from core.router import FactoryView, ReadyJob
-from core.router_match import Matcher
+from core.router_match import unmet_needs
 from store.fleet_snapshot import FleetReader
 from store.open_job import no_such_job
 from store.tables import jobs
@@ -25,12 +25,11 @@ def place_step(connection: Connection, fleet: FleetReader, job_id: str, avoid: s
         raise no_such_job(job_id)
     snapshot = fleet.read(connection, now)
     assert snapshot is not None
-    needs = ReadyJob.model_validate_json(row.routing).job_class
-    matcher = Matcher(snapshot)
+    needs = ReadyJob.model_validate_json(row.routing).job_class.needs
 
     def can_take(factory: FactoryView) -> bool:
         at_home = needs.host is None or needs.host == factory.host
-        return factory.state == "online" and at_home and not matcher.unmet(needs, factory)
+        return factory.state == "online" and at_home and not unmet_needs(needs, factory)
 
     def order(factory: FactoryView) -> tuple[object, ...]:
         return factory.name == avoid, factory.name != row.last_factory, factory.load, factory.name

@@ -7,14 +7,16 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
+from core.dag import Wait
 from core.errors import Conflict, IllegalAction, IllegalTransition
 from core.job import FailureKind, Stage
 from core.lifecycle import ENDED, TRANSITIONS, Record, RecordAck, check_transition
 from store.admission import end_run, held_lease, release_locks
 from store.chain import digest
+from store.edges import next_wait, settle
 from store.open_job import OpenJob, open_job
-from store.outbox import drop_signals, enqueue_start, signal_children, start_pending
-from store.parents import parents_state
+from store.outbox import drop_signals, enqueue_start
+from store.parents import WAITING, wait_state
 from store.seats import end_lease
 from store.tables import records, runs
 
@@ -33,9 +35,11 @@ def record(connection: Connection, job_id: str, seq: int, change: Record, now: d
     if known is not None:
         if known.sha256 != sha256:
             raise Conflict(f"job {job_id}: record {seq} was written before with other content", job_id=job_id, seq=seq)
-        return RecordAck(applied=False, freed=known.freed)
+        return RecordAck(applied=False, freed=known.freed, children=_children_at_gate(job, change))
     ack = _apply(job, change)
     job.save()
+    if change.path:
+        ack = ack.model_copy(update={"told": settle(job) > 0, "children": _children_at_gate(job, change)})
     key = {"job_id": job_id, "seq": seq, "product_id": job.product_id}
     connection.execute(insert(records), key | {"sha256": sha256, "freed": ack.freed, "at": now})
     return ack
@@ -51,8 +55,9 @@ def _apply(job: OpenJob, change: Record) -> RecordAck:
         job.move(stage, epoch=change.epoch)
     _project(job, change)
     freed = _free(job, change)
-    told = _arrive(job, reached=path) if path else 0
-    return RecordAck(applied=True, freed=freed, told=told > 0)
+    if path:
+        _arrive(job)
+    return RecordAck(applied=True, freed=freed)
 
 
 def stages_to_go(present: Stage, path: tuple[Stage, ...]) -> tuple[Stage, ...]:
@@ -132,17 +137,21 @@ def _free(job: OpenJob, change: Record) -> bool:
     return freed
 
 
-def _arrive(job: OpenJob, reached: tuple[Stage, ...]) -> int:
-    """Write what comes with the stage that the job is in now; return how many jobs that wait for it are told."""
+def _arrive(job: OpenJob) -> None:
+    """Write what comes with the stage that the job is in now."""
     if job.stage == Stage.QUEUED:
         job.set(queued_at=job.now, held=job.row.held or "workflow", candidate_sha="", verdict=None)
     if job.stage in ENDED:
         job.set(ended_at=job.now)
         drop_signals(job.connection, job.id)
-        return signal_children(job)
-    if Stage.TESTING in reached:
-        return signal_children(job, only_until="testing")
-    return 0
+
+
+def _children_at_gate(job: OpenJob, change: Record) -> Wait | None:
+    """Return what keeps a job from shipping that this record brings to its gate; None: no child job does."""
+    if not change.path or change.path[-1] not in (Stage.REVIEW, Stage.TESTING):
+        return None
+    children = wait_state(job.connection, job.id, "ship")
+    return None if children.outcome == "ready" else Wait(outcome=children.outcome, message=children.message)
 
 
 # --- requeue ------------------------------------------------------------------------------------------------------
@@ -169,38 +178,17 @@ def requeue(connection: Connection, job_id: str, now: datetime, by: str, note: s
     job.event("decision.requeue", told, {"by": by, "reason": note})
     job.move(Stage.QUEUED)
     life: int = job.row.life + 1
-    _begin_life(job, life, note=note, excluded_factories=[])
-    signal_children(job)
+    begin_life(job, life, note=note, excluded_factories=[])
     return life
 
 
-def restart(connection: Connection, job_id: str, now: datetime) -> bool:
-    """Begin another life of an unfinished job whose workflow is gone, unless a start is on its way already.
-
-    What the old workflow had running answers to nobody: its lease is lost, and what it writes is refused.
-    """
-    job = open_job(connection, job_id, now)
-    if job.stage in ENDED or start_pending(connection, job_id):
-        return False
-    reason = "its workflow is gone"
-    lease = held_lease(connection, job_id)
-    if lease is not None:
-        end_lease(connection, lease, "lost", now, reason)
-        end_run(job, lease.epoch, FailureKind.LEASE_LOST, reason)
-    release_locks(connection, job_id)
-    life: int = job.row.life + 1
-    job.event("job.restarted", f"{reason}; life {life} begins", {"life": life})
-    if job.stage != Stage.QUEUED:
-        job.move(Stage.QUEUED)
-    _begin_life(job, life)
-    return True
-
-
-def _begin_life(job: OpenJob, life: int, **values: Any) -> None:
-    """Queue the job, ready if its parents let it, and have its next workflow started."""
-    ready = parents_state(job.connection, job.id).outcome == "ready"
-    job.set(life=life, conditions=[], held=None if ready else "parents", reclaims=0, ended_at=None)
-    job.set(queued_at=job.now, candidate_sha="", verdict=None, **values)
+def begin_life(job: OpenJob, life: int, **values: Any) -> None:
+    """Queue the job, and have its next workflow started unless it waits for its parents first."""
+    job.set(life=life, reclaims=0, ended_at=None, queued_at=job.now, candidate_sha="", verdict=None)
+    waits = next_wait(job) | values
+    job.set(**waits)
     job.save()
     drop_signals(job.connection, job.id)
-    enqueue_start(job.connection, job_id=job.id, product_id=job.product_id, life=life, now=job.now)
+    if waits["held"] != WAITING:
+        enqueue_start(job.connection, job_id=job.id, product_id=job.product_id, life=life, now=job.now)
+    settle(job)

@@ -9,7 +9,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, exists, func, literal, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, exists, func, literal, or_, select, tuple_
 
 from core.attempt import Usage
 from core.errors import InvalidInput
@@ -19,13 +19,13 @@ from store.chain import check_chain
 from store.column_types import UtcDateTime
 from store.database import AnyRow
 from store.open_job import no_such_job
-from store.parents import parents_by_child, parents_state
+from store.parents import WAITING, Waits, wait_state, waits_of
+from store.recovery import standing
 from store.tables import events, jobs, leases, logs, outbox, runs
 from store.views import (
     AttemptView,
     ChainReport,
     Cost,
-    DependencyView,
     EventView,
     JobDocuments,
     JobPage,
@@ -57,14 +57,27 @@ def job(connection: Connection, job_id: str) -> JobView:
     return _views(connection, [row])[0]
 
 
+def product_of(connection: Connection, job_id: str) -> str:
+    """Return the product that the job belongs to.
+
+    Raises:
+        NotFound: there is no such job.
+
+    """
+    product: str | None = connection.execute(select(jobs.c.product_id).where(jobs.c.id == job_id)).scalar_one_or_none()
+    if product is None:
+        raise no_such_job(job_id)
+    return product
+
+
 def page(
-    connection: Connection, product: str | None, stages: Sequence[Stage], cursor: str | None, limit: int
+    connection: Connection, products: Sequence[str] | None, stages: Sequence[Stage], cursor: str | None, limit: int
 ) -> JobPage:
     """Return jobs, newest first."""
     limit = max(1, min(limit, MAX_PAGE))
     query = select(*_SHOWN)
-    if product is not None:
-        query = query.where(jobs.c.product_id == product)
+    if products is not None:
+        query = query.where(jobs.c.product_id.in_(products))
     if stages:
         query = query.where(jobs.c.stage.in_([str(stage) for stage in stages]))
     if cursor is not None:
@@ -80,11 +93,10 @@ def page(
 
 
 def _views(connection: Connection, rows: Sequence[AnyRow]) -> tuple[JobView, ...]:
-    """Return the documents of the jobs, with their attempts and parents."""
-    found = attempts(connection, [row.id for row in rows])
-    waiting = [row.id for row in rows if row.spec.get("deps")]
-    deps = parents_by_child(connection, waiting) if waiting else {}
-    return tuple(_view(row, found.get(row.id, ()), deps.get(row.id, ())) for row in rows)
+    """Return the documents of the jobs, with their attempts and what they wait for."""
+    job_ids = [row.id for row in rows]
+    found, waits = attempts(connection, job_ids), waits_of(connection, job_ids)
+    return tuple(_view(row, found.get(row.id, ()), waits.get(row.id, Waits())) for row in rows)
 
 
 def _cursor(row: AnyRow) -> str:
@@ -102,7 +114,7 @@ def _read_cursor(cursor: str) -> tuple[datetime, str]:
     return moment, job_id
 
 
-def _view(row: AnyRow, found: Sequence[AttemptView], deps: Sequence[DependencyView]) -> JobView:
+def _view(row: AnyRow, found: Sequence[AttemptView], waits: Waits) -> JobView:
     spec = row.spec
     profile = spec.get("profile")
     shown = row._asdict() | {
@@ -111,8 +123,8 @@ def _view(row: AnyRow, found: Sequence[AttemptView], deps: Sequence[DependencyVi
         "tokens": _tokens(found),
         "cost": _cost(found),
         "refused_writes": row.refused_writes + sum(attempt.refused_writes for attempt in found),
-        "deps": tuple(deps),
     }
+    shown |= waits._asdict()
     copied = ("engine", "repository", "ship", "review_policy", "tracker_item")
     return JobView.model_validate(shown | {name: spec.get(name) for name in copied})
 
@@ -246,12 +258,14 @@ def start_payload(connection: Connection, job_id: str) -> StartPayload:
     row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none()
     if row is None:
         raise no_such_job(job_id)
-    grant = living_grant(connection, job_id)
+    stands = standing(connection, row)
+    grant = None if stands is not None and stands.grant is not None else living_grant(connection, job_id)
     before = row.epoch if grant is None else grant.epoch - 1
     last = connection.execute(
-        select(runs.c.engine, runs.c.outcome, runs.c.message, runs.c.result).where(
-            runs.c.job_id == job_id, runs.c.epoch == before
-        )
+        select(runs.c.engine, runs.c.outcome, runs.c.message, runs.c.result)
+        .where(runs.c.job_id == job_id, runs.c.epoch <= before)
+        .order_by(runs.c.epoch.desc())
+        .limit(1)
     ).one_or_none()
     told = {} if last is None else _last_attempt(last)
     return StartPayload(
@@ -262,10 +276,14 @@ def start_payload(connection: Connection, job_id: str) -> StartPayload:
         grant=grant,
         life=row.life,
         epoch=before,
-        parents=parents_state(connection, job_id),
+        parents=wait_state(connection, job_id),
+        children=wait_state(connection, job_id, "ship"),
+        has_parents=bool(row.spec.get("deps")),
+        ready=row.held is None,
         priority=row.priority,
         submitted_at=row.submitted_at,
         note=row.note,
+        standing=stands,
         **told,
     )
 
@@ -282,24 +300,34 @@ def unfinished(
 ) -> tuple[UnfinishedJob, ...]:
     """Return jobs whose workflow should be alive, the one that was written to longest ago first."""
     later = () if after is None else (_after(after),)
-    starting = exists().where(outbox.c.job_id == jobs.c.id, outbox.c.kind == "start")
-    rows = connection.execute(
-        select(
-            jobs.c.id,
-            jobs.c.product_id,
-            jobs.c.stage,
-            jobs.c.life,
-            jobs.c.epoch,
-            jobs.c.updated_at,
-            leases.c.state.label("lease"),
-            starting.label("start_pending"),
-        )
-        .join(leases, (leases.c.job_id == jobs.c.id) & (leases.c.epoch == jobs.c.epoch), isouter=True)
-        .where(jobs.c.ended_at.is_(None), jobs.c.updated_at < updated_before, *later)
-        .order_by(jobs.c.updated_at, jobs.c.id)
-        .limit(limit)
+    query = _UNFINISHED.where(jobs.c.updated_at < updated_before, *later).order_by(jobs.c.updated_at, jobs.c.id)
+    return _unfinished(connection, query.limit(limit))
+
+
+def unfinished_page(connection: Connection, after_id: str, limit: int) -> tuple[UnfinishedJob, ...]:
+    """Return jobs whose workflow should be alive, by id: an order that writing to them does not change."""
+    return _unfinished(connection, _UNFINISHED.where(jobs.c.id > after_id).order_by(jobs.c.id).limit(limit))
+
+
+_UNFINISHED = (
+    select(
+        jobs.c.id,
+        jobs.c.product_id,
+        jobs.c.stage,
+        jobs.c.life,
+        jobs.c.epoch,
+        jobs.c.updated_at,
+        leases.c.state.label("lease"),
+        exists().where(outbox.c.job_id == jobs.c.id, outbox.c.kind == "start").label("start_pending"),
     )
-    return tuple(UnfinishedJob.model_validate(row._asdict()) for row in rows)
+    .join(leases, (leases.c.job_id == jobs.c.id) & (leases.c.epoch == jobs.c.epoch), isouter=True)
+    .where(jobs.c.ended_at.is_(None), or_(jobs.c.held.is_(None), jobs.c.held != WAITING, jobs.c.stage != "queued"))
+)
+"""A job that waits for its parents has no workflow yet."""
+
+
+def _unfinished(connection: Connection, query: Select[Any]) -> tuple[UnfinishedJob, ...]:
+    return tuple(UnfinishedJob.model_validate(row._asdict()) for row in connection.execute(query))
 
 
 def _after(job: UnfinishedJob) -> ColumnElement[bool]:

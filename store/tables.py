@@ -135,6 +135,7 @@ runs = Table(
     _count("log_lines"),
     _text("log_sha256"),  # running digest over all log lines, in the order they were stored
     _count("refused_writes"),
+    Index("ix_runs_ended_at", "ended_at"),
 )
 
 leases = Table(
@@ -204,13 +205,18 @@ factories = Table(
     Column("instance", CleanText, nullable=False),  # random id of one agent process
     _text("version"),
     Column("state", CleanText, nullable=False),
-    Column("capabilities", Json, nullable=False),
+    Column("capabilities", Json, nullable=False),  # what the agent detected
     _count("seats"),
     _count("busy"),
     Column("status", Json, nullable=False),  # load and the like, from the last heartbeat
     Column("details", Json, nullable=False),
     Column("registered_at", UtcDateTime, nullable=False),
     Column("last_beat_at", UtcDateTime, nullable=False),
+    Column("declared", Json, nullable=False, server_default=text("'[]'")),  # capabilities that its settings claim
+    _text("boot"),  # of the machine that the agent runs on
+    Column("drain", Json),  # an operator's order to drain: store.views.DrainOrder
+    Column("quarantine", Json),  # why it was quarantined: store.views.Quarantine
+    Column("released_at", UtcDateTime),  # what it spoilt before counts no more
     CheckConstraint("busy >= 0", name="busy"),
     CheckConstraint("state IN ('online', 'offline', 'draining', 'quarantined')", name="state"),
 )
@@ -296,8 +302,11 @@ edges = Table(
     Column("parent_id", CleanText, ForeignKey("jobs.id"), primary_key=True),
     _product(),
     Column("until", CleanText, nullable=False),
+    _text("gate", "start"),  # core.dag.Gate: what of the child is held back
+    _text("state", "open"),  # core.dag.EdgeState: kept in step with the parent's stage by store.edges
     CheckConstraint("until IN ('shipped', 'testing')", name="until"),
     Index("ix_edges_parent_id", "parent_id"),
+    Index("ix_edges_waits", "child_id", "gate", "state", "parent_id"),
 )
 
 outbox = Table(
@@ -345,4 +354,95 @@ records = Table(
     Column("sha256", CleanText, nullable=False),
     Column("freed", Boolean(create_constraint=False), nullable=False),
     Column("at", UtcDateTime, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", CleanText, primary_key=True),
+    _product(),  # of a token for one product; `*` of any other
+    Column("sha256", CleanText, nullable=False),  # core.tokens.digest_of; the token itself is nowhere
+    Column("name", CleanText, nullable=False),
+    Column("roles", Json, nullable=False),
+    Column("products", Json),  # NULL: all
+    Column("factory", CleanText),
+    _text("origin"),  # file of a local token, which was made outside of the ledger
+    Column("created_at", UtcDateTime, nullable=False),
+    _text("created_by"),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    _text("reason"),
+    Column("successor", CleanText),  # the token that took its place by rotation
+    Column("revision", Integer, nullable=False),  # grows with every change of any token
+    UniqueConstraint("sha256"),
+    Index("ix_tokens_revision", "revision"),
+    Index("ix_tokens_factory", "factory"),
+)
+
+attestations = Table(
+    "attestations",
+    metadata,
+    Column("factory", CleanText, primary_key=True),
+    Column("capability", CleanText, primary_key=True),  # as core.capability.plain_offer writes it
+    _product(),
+    _text("attested_by"),
+    Column("attested_at", UtcDateTime, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", _Id, primary_key=True, autoincrement=False),
+    _product(),
+    Column("at", UtcDateTime, nullable=False),
+    Column("type", CleanText, nullable=False),
+    _text("actor"),
+    _text("subject"),
+    _text("message"),
+    Column("data", Json, nullable=False),
+    Column("prev_hash", CleanText, nullable=False),
+    Column("hash", CleanText, nullable=False),
+)
+
+halts = Table(
+    "halts",
+    metadata,
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    _product(),
+    Column("scope", CleanText, nullable=False),
+    _text("name"),
+    Column("origin", CleanText, nullable=False),
+    Column("stop_running", Boolean(create_constraint=False), nullable=False),
+    _text("actor"),
+    _text("reason"),
+    Column("at", UtcDateTime, nullable=False),
+    Column("released_epoch", Integer),  # NULL: in force
+    Column("released_at", UtcDateTime),
+    _text("released_by"),
+    CheckConstraint("scope IN ('fleet', 'product', 'factory', 'engine')", name="scope"),
+    CheckConstraint("origin IN ('operator', 'sentinel')", name="origin"),
+    Index("ix_halts_released_epoch", "released_epoch"),
+    Index(
+        "uq_halts_in_force",
+        "scope",
+        "name",
+        "origin",
+        unique=True,
+        sqlite_where=text("released_epoch IS NULL"),
+        postgresql_where=text("released_epoch IS NULL"),
+    ),
+)
+
+limits = Table(
+    "limits",
+    metadata,
+    Column("kind", CleanText, nullable=False),
+    Column("name", CleanText, nullable=False),
+    _product(),
+    Column("jobs", Integer, nullable=False),
+    _text("set_by"),
+    Column("set_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("kind", "name"),
+    CheckConstraint("kind IN ('product', 'engine')", name="kind"),
+    CheckConstraint("jobs >= 1", name="jobs"),
 )

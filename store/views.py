@@ -8,13 +8,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer
 
+from core.access import Access
 from core.attempt import Grant, Usage
+from core.dag import EdgeState, Until, Wait
+from core.flakiness import FlakyEvidence
 from core.job import Condition, JobSpec, Message, Priority, Stage
+from core.job_events import Standing
+from core.roles import Role
 from core.router_explain import Explanation
+from core.switch import Halt, SwitchState
 from store.column_types import utc_text
 from store.messages import FactoryState
 
 LeaseState = Literal["living", "accepted", "lost", "ended"]
+LimitKind = Literal["product", "engine"]
 
 
 class Submitted(Message):
@@ -60,11 +67,13 @@ class Cost(Message):
 
 
 class DependencyView(Message):
-    """A parent and what it is at."""
+    """A job that another one waits for, and what it is at."""
 
     job_id: str
-    until: Literal["shipped", "testing"]
+    until: Until
     stage: Stage
+    state: EdgeState = "open"
+    """`done`: waited for no more; `failed`: it ended without what is waited for; `dropped`: by an operator."""
 
 
 class JobView(Message):
@@ -84,6 +93,11 @@ class JobView(Message):
     ship: str
     review_policy: str
     deps: tuple[DependencyView, ...] = ()
+    """Parents, those that hold the job back first; the first hundred of `deps_total`."""
+    deps_total: int = 0
+    children: tuple[DependencyView, ...] = ()
+    """Child jobs that its ship gate waits for, in the same way; the first hundred of `children_total`."""
+    children_total: int = 0
     attempts: tuple[AttemptView, ...] = ()
     epoch: int = 0
     life: int = 1
@@ -197,13 +211,11 @@ class ChainReport(Message):
     problem: str = ""
 
 
-class ParentsState(Message):
-    """What the parents of a job are at."""
+class WaitState(Wait):
+    """What the jobs that a job waits for at one gate are at; `waiting` and `failed` have the first twenty of them."""
 
-    outcome: Literal["ready", "waiting", "failed"]
     waiting: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
-    message: str = ""
 
 
 class OutboxRow(Message):
@@ -232,7 +244,11 @@ class StartPayload(Message):
     life: int
     epoch: int
     """Last epoch before `grant`."""
-    parents: ParentsState
+    parents: WaitState
+    children: WaitState
+    has_parents: bool
+    ready: bool
+    """The job may have a seat already: nothing is to be found out about its parents."""
     priority: Priority
     submitted_at: datetime
     note: str = ""
@@ -241,6 +257,8 @@ class StartPayload(Message):
     session_id: str | None = None
     """Engine session of the last attempt, and its engine."""
     engine: str | None = None
+    standing: Standing | None = None
+    """Where the job stands, when it does not begin from nothing."""
 
 
 class StationRow(Message):
@@ -265,6 +283,12 @@ class FactoryRow(Message):
     version: str
     state: FactoryState
     capabilities: tuple[str, ...]
+    declared: tuple[str, ...] = ()
+    """Capabilities that the machine's settings claim; `capabilities` are those that the agent detected."""
+    attested: tuple[str, ...] = ()
+    """Capabilities that an operator vouched for."""
+    unattested: tuple[str, ...] = ()
+    """Sensitive ones that the factory claims and nobody vouched for: they do not count."""
     seats: int
     busy: int
     stations: tuple[StationRow, ...]
@@ -298,6 +322,17 @@ class UnfinishedJob(Message):
     """Its start message was not delivered yet."""
 
 
+class Restarted(Message):
+    """A job whose workflow was gone, and how its next life begins."""
+
+    job_id: str
+    life: int
+    at: Literal["queue", "gate"]
+    """`gate`: in review or testing, with the candidate that it had."""
+    superseded: int = 0
+    """Epoch of the attempt that was running and does not count any more; 0 for none."""
+
+
 class JobExplanation(Message):
     """Why a job is where it is: the router's answer, and what keeps the job from the router."""
 
@@ -309,3 +344,135 @@ class JobExplanation(Message):
     """When the stored decision was taken; None: computed just now from the present fleet."""
     explanation: Explanation | None
     message: str
+
+
+class TokenRow(Message):
+    """A token as the ledger knows it; nobody knows the secret but who was given it."""
+
+    id: str
+    product_id: str
+    sha256: str
+    name: str
+    roles: tuple[Role, ...]
+    products: tuple[str, ...] | None
+    factory: str | None
+    origin: str
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    reason: str
+    """Why it was revoked."""
+    successor: str | None
+    """The token that took its place by rotation; until `expires_at` both are good."""
+    revision: int
+
+    @property
+    def access(self) -> Access:
+        """Return what the token may do."""
+        return Access(roles=self.roles, products=self.products, factory=self.factory)
+
+    def opens(self, now: datetime) -> bool:
+        """Return whether the token is good at `now`."""
+        return self.revoked_at is None and (self.expires_at is None or self.expires_at > now)
+
+
+class TokenChanges(Message):
+    """What changed about tokens since a revision, and the token that was asked for."""
+
+    revision: int
+    changed: tuple[TokenRow, ...]
+    found: TokenRow | None = None
+
+
+class AuditLine(Message):
+    """One line of the fleet's audit log; as JSON it holds what its hash is made of."""
+
+    seq: int
+    product_id: str
+    at: HashedTime
+    type: str
+    actor: str
+    subject: str
+    message: str
+    data: dict[str, Any]
+    prev_hash: str
+    hash: str
+
+
+class AuditReport(Message):
+    """What checking the audit log found."""
+
+    ok: bool
+    lines: int
+    broken_at: int | None = None
+    """Number of the first line that does not fit."""
+
+
+class HaltRow(Halt):
+    """One pull of the kill switch as the ledger keeps it."""
+
+    product_id: str
+    released_epoch: int | None = None
+    """Kill epoch of its release; None: in force."""
+    released_at: datetime | None = None
+    released_by: str = ""
+
+
+class StoppedAttempt(Message):
+    """A running attempt that a pull of the switch stops."""
+
+    job_id: str
+    epoch: int
+    product_id: str
+    factory: str
+    engine: str
+
+
+class Pulled(Message):
+    """What a pull of the switch did."""
+
+    halt: Halt
+    stopped: tuple[StoppedAttempt, ...] = ()
+
+
+class BeatAnswer(Message):
+    """What a factory's agent hears when it beats."""
+
+    state: FactoryState
+    returned: bool = False
+    """It was offline before, so it may take jobs again."""
+    hand_over: bool = False
+    """It drains, and what still runs is to end now with a checkpoint and go on elsewhere."""
+    switch: SwitchState = SwitchState()
+    """How the kill switch stands, as far as it concerns this factory."""
+
+
+class DrainOrder(Message):
+    """An operator's order that a factory takes no further jobs; it holds until it is taken back."""
+
+    by: str = ""
+    reason: str = ""
+    at: datetime
+    hand_over_at: datetime | None = None
+    """When attempts that still run are ended with a checkpoint and go on elsewhere; None: they may finish."""
+
+
+class Quarantine(Message):
+    """Why a factory was quarantined."""
+
+    at: datetime
+    evidence: FlakyEvidence
+
+
+class LimitRow(Message):
+    """How many jobs of a product, or on an engine, may run at once."""
+
+    kind: LimitKind
+    name: str
+    jobs: int
+    set_by: str = ""
+    """Empty: a setting."""
+    set_at: datetime | None = None
+    running: int = 0
+    """Jobs that hold a seat now."""

@@ -20,6 +20,7 @@ import httpx
 
 from core.settings import Settings
 from store import migrate
+from store.token_files import ensure_factory_token
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 30.0
@@ -59,6 +60,11 @@ class ApiProcess:
     def token(self, name: str = "token") -> str:
         """Return the token in a file of the home."""
         return (self.home / name).read_text().strip()
+
+    def of_factory(self, name: str) -> str:
+        """Return the name of the file with the token of a factory of this home, which is made now if there is none."""
+        ensure_factory_token(self.home, name)
+        return f"factories/{name}/token"
 
     def call(self, method: str, path: str, *, token: str = USER, **options: Any) -> httpx.Response:
         """Make a request with one of the home's tokens."""

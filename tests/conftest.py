@@ -53,6 +53,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.stash[SESSION] = session
 
 
+TOPOLOGY = os.environ.get("GIGAFACTORY_TEST_TOPOLOGY", "embedded")
+"""What the tests run on: `embedded` (SQLite, Temporal's development server) or `production` (what docker-compose.yml
+has: PostgreSQL, the full server, two API processes and control workers). `./gf test --topology` sets it."""
+
 ENVIRON = dict(os.environ)
 """The environment as it was: some tests give themselves another HOME, and the server is in the real one's cache."""
 
@@ -107,9 +111,16 @@ def temporal_binary() -> Path:
 
 @pytest.fixture(scope="session")
 def temporal_server(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
-    """Return a tuned in-memory server, one per test process; tests keep apart by workflow ids and queue names."""
-    with running_temporal(temporal_binary, tmp_path_factory.mktemp("temporal")) as server:
-        yield server
+    """Return a server, one per test process; tests keep apart by workflow ids and queue names."""
+    folder = tmp_path_factory.mktemp("temporal")
+    if TOPOLOGY == "production":
+        from tests.topology.production import full_server, running_full_server
+
+        with running_full_server(full_server(), folder) as address:
+            yield TemporalServer(address=address, namespace="default", log=folder / "temporal.log")
+    else:
+        with running_temporal(temporal_binary, folder) as server:
+            yield server
 
 
 @pytest.fixture

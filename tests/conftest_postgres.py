@@ -21,7 +21,7 @@ import pytest
 REQUIRED = "GIGAFACTORY_REQUIRE_POSTGRES"
 """Set to 1 where a missing server must fail the tests instead of skipping them."""
 PORT = 5432
-"""Part of the socket's name only: the server listens on no network."""
+"""Part of the socket's name only: the server listens on no network unless it is given a port."""
 USER = "gigafactory"
 LOG = "log"
 DIES_WITH_US = 'exec 3<&0; "$@" </dev/null 3<&- & server=$!; read -r _ <&3; kill -QUIT "$server"; wait "$server"'
@@ -34,21 +34,22 @@ class PostgresServer:
     """A running server; `socket` is the directory of its socket."""
 
     socket: Path
+    port: int = PORT
 
     def url(self, database: str = "postgres") -> str:
         """Return the SQLAlchemy URL of a database."""
-        return f"postgresql+asyncpg://{USER}@/{database}?host={self.socket}&port={PORT}"
+        return f"postgresql+asyncpg://{USER}@/{database}?host={self.socket}&port={self.port}"
 
     def run(self, *statements: str, database: str = "postgres") -> None:
         """Run statements, each by itself."""
         with ThreadPoolExecutor(1) as thread:  # a test's own event loop may be running in this one
-            thread.submit(lambda: asyncio.run(_execute(self.socket, database, statements))).result()
+            thread.submit(lambda: asyncio.run(_execute(self, database, statements))).result()
 
 
-async def _execute(socket: Path, database: str, statements: tuple[str, ...]) -> None:
+async def _execute(server: PostgresServer, database: str, statements: tuple[str, ...]) -> None:
     import asyncpg
 
-    connection = await asyncpg.connect(host=str(socket), port=PORT, user=USER, database=database)
+    connection = await asyncpg.connect(host=str(server.socket), port=server.port, user=USER, database=database)
     try:
         for statement in statements:
             await connection.execute(statement)
@@ -78,20 +79,21 @@ def _as_somebody_else() -> dict[str, Any]:
 
 
 @contextmanager
-def running_postgres(binaries: Path) -> Iterator[PostgresServer]:
-    """Run a server until the block ends, or until this process dies."""
+def running_postgres(binaries: Path, *, port: int = 0) -> Iterator[PostgresServer]:
+    """Run a server until the block ends, or until this process dies; with `port` it listens on the loopback address."""
     identity = _as_somebody_else()
     folder = Path(tempfile.mkdtemp(prefix="gf-pg-"))
+    server = PostgresServer(folder, port or PORT)
     try:
         if identity:
             os.chown(folder, identity["user"], identity["group"])
         environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "HOME": str(folder)}
         options: dict[str, Any] = {"cwd": folder, "env": environment} | identity
         _make_cluster(binaries, folder, options)
-        process = _start(binaries, folder, options)
+        process = _start(binaries, server, "127.0.0.1" if port else "", options)
         try:
-            _wait_until_ready(folder, process)
-            yield PostgresServer(folder)
+            _wait_until_ready(server, process)
+            yield server
         finally:
             process.communicate(timeout=30)
     finally:
@@ -105,26 +107,27 @@ def _make_cluster(binaries: Path, folder: Path, options: dict[str, Any]) -> None
     assert made.returncode == 0, made.stderr
 
 
-def _start(binaries: Path, folder: Path, options: dict[str, Any]) -> subprocess.Popen[bytes]:
-    settings = [part for setting in ("listen_addresses=", *SPEED) for part in ("-c", setting)]
-    arguments = ["-D", str(folder / "data"), "-k", str(folder), "-p", str(PORT), *settings]
+def _start(binaries: Path, server: PostgresServer, address: str, options: dict[str, Any]) -> subprocess.Popen[bytes]:
+    folder = server.socket
+    settings = [part for setting in (f"listen_addresses={address}", *SPEED) for part in ("-c", setting)]
+    arguments = ["-D", str(folder / "data"), "-k", str(folder), "-p", str(server.port), *settings]
     command = ["sh", "-c", DIES_WITH_US, "sh", str(binaries / "postgres"), *arguments]
     with (folder / LOG).open("wb") as sink:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sink, stderr=sink, **options)
 
 
-def _wait_until_ready(folder: Path, process: subprocess.Popen[bytes]) -> None:
+def _wait_until_ready(server: PostgresServer, process: subprocess.Popen[bytes]) -> None:
     import asyncpg
 
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            PostgresServer(folder).run("SELECT 1")
+            server.run("SELECT 1")
         except (OSError, asyncpg.PostgresError):
             time.sleep(0.05)
         else:
             return
-    raise AssertionError(f"PostgreSQL did not start:\n{(folder / LOG).read_text()}")
+    raise AssertionError(f"PostgreSQL did not start:\n{(server.socket / LOG).read_text()}")
 
 
 @pytest.fixture(scope="session")

@@ -30,9 +30,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 EXCEPTIONS: dict[str, tuple[str, ...]] = {
     # Only these commands start or look into processes; all others are clients of the API.
     "cli/up.py": ("workers",),
-    "cli/doctor.py": ("workers", "store.settings_source"),
+    "cli/doctor.py": ("workers", "store.settings_source", "store.token_files"),
     "cli/bench*.py": ("workers",),
     "cli/run_tests.py": ("workers",),
+    # What a machine has to know to be a factory, and tokens whose file lies here, are written by the command itself.
+    "cli/fleet.py": ("workers", "store.token_files"),
+    "cli/tokens.py": ("store.token_files",),
     # `gf explain` works without a stack: it reads the same files that intake reads.
     "cli/explaining.py": ("store.profile_files", "store.settings_source"),
     # What the outbox holds is brought to workflows here, for the API and the control worker alike.

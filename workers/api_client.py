@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -24,6 +25,7 @@ from core.errors import (
     Unauthenticated,
     Unavailable,
 )
+from core.job import Message
 
 TIMEOUT_S: Final = 10.0
 UPLOAD_TIMEOUT_S: Final = 60.0
@@ -32,6 +34,15 @@ CONNECTIONS: Final = 8
 _BY_CODE: Final[dict[str, type[GigafactoryError]]] = {
     error.code: error for error in (StaleEpoch, Conflict, NotFound, Unauthenticated, Forbidden)
 }
+
+
+class OwnToken(Message):
+    """What a factory needs to know of its token."""
+
+    created_at: datetime
+    expires_at: datetime | None = None
+    successor: str | None = None
+    """The token that took its place already."""
 
 
 class FactoryApi:
@@ -109,13 +120,26 @@ class FactoryApi:
         """Tell that the factory is gone."""
         await self._post(f"/fleet/factories/{name}/leave", json={"instance": instance})
 
+    async def own_token(self) -> OwnToken:
+        """Return what the API knows of the token that we show."""
+        return OwnToken.model_validate(await self._call("GET", "/fleet/tokens/self"))
+
+    async def rotate_own_token(self) -> str:
+        """Return a new token in the place of the one that we show, which stays good for a while."""
+        return str((await self._post("/fleet/tokens/self/rotate", json={}))["secret"])
+
     async def _post(self, path: str, *, headers: Mapping[str, str] | None = None, **body: Any) -> dict[str, Any]:
+        return await self._call("POST", path, headers=headers, **body)
+
+    async def _call(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **body: Any
+    ) -> dict[str, Any]:
         given = dict(headers or {})
         try:
-            response = await self._http.post(path, headers=given | self._credentials(), **body)
+            response = await self._http.request(method, path, headers=given | self._credentials(), **body)
             if response.status_code == httpx.codes.UNAUTHORIZED:
                 self._token = ""
-                response = await self._http.post(path, headers=given | self._credentials(), **body)
+                response = await self._http.request(method, path, headers=given | self._credentials(), **body)
         except httpx.TransportError as error:
             raise Unavailable(f"the API at {self.url} does not answer: {str(error) or type(error).__name__}") from error
         if response.is_success:

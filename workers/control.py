@@ -38,6 +38,7 @@ from store import event_loop, open_ledger
 from store.ledger import Ledger
 from store.logging_setup import configure_logging
 from store.settings_source import read_settings
+from workers.health import control_identity
 from workers.stack_state import announce_ready
 from workflows.connection import connect
 from workflows.job import JobWorkflow
@@ -168,7 +169,7 @@ async def connect_patiently(settings: Settings, stop: asyncio.Event) -> Client |
 
     Returns None when `stop` came first.
     """
-    identity = f"control/{os.getpid()}"
+    identity = f"{control_identity()}{os.getpid()}"
     while not stop.is_set():
         try:
             client = await connect(settings, address=settings.temporal_address, identity=identity)

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
@@ -34,7 +34,8 @@ from activities.ship import ShipActivities
 from activities.supervision import ApiAddress, Supervisors
 from activities.workspace import Workspaces
 from core.attempt import factory_queue, station_queue
-from core.errors import Conflict, GigafactoryError, NotFound
+from core.errors import Conflict, GigafactoryError, NotFound, Unauthenticated
+from core.factory_names import memorable_name
 from core.redactor import Redactor, secret_values
 from core.settings import Settings
 from core.version import VERSION
@@ -42,18 +43,21 @@ from engines.base import Engine
 from engines.registry import read_catalogue
 from store.logging_setup import configure_logging
 from store.settings_source import ROOT, read_settings
+from store.token_files import factory_token_file, write_token
 from workers import processes
 from workers.api_client import FactoryApi
-from workers.factory_names import memorable_name
+from workers.gateway_client import connect_factory, follow_token
 from workers.probes import MachineReport, Prober, describe_tools, free_disk_gb, load_per_core
-from workers.process_table import become_subreaper, birth_of, is_alive
+from workers.process_table import become_subreaper, birth_of, boot_id, is_alive
 from workers.spool import Spool
-from workflows.connection import connect
+from workers.stack_state import announce_ready
 
 log = structlog.get_logger(__name__)
 
 PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 2.0
+REFUSED_PAUSE_S: Final = 30.0
+"""Longest pause for a factory whose token is refused: somebody has to bring another one."""
 WORKSPACE_SLOTS_BEYOND_SEATS: Final = 2
 SEAL_S: Final = 15.0
 """Time that a drained attempt has, beyond the graces, to seal its checkpoint."""
@@ -63,6 +67,10 @@ EXIT_BROKEN: Final = 1
 """A worker ended by itself; a new agent may do better."""
 EXIT_IN_USE: Final = 3
 """Another agent has this name."""
+EXIT_REFUSED: Final = 4
+"""The factory's token is not good any more."""
+RENEW_AT: Final = 3
+"""A token is renewed when this part (a third) of its lifetime is left."""
 
 
 @dataclass
@@ -81,21 +89,23 @@ class Agent:
         for folder in (self.paths.attempts, self.paths.mirrors, self.paths.spool):
             folder.mkdir(parents=True, exist_ok=True)
         self.paths.root.chmod(0o700)  # what engines print is not redacted yet where it lies
-        token_file = self.settings.home / "factory-token"
+        self.token_file = factory_token_file(self.settings.home, self.name)
         url = self.settings.api_url or f"http://{self.settings.api_host}:{self.settings.api_port}"
-        self.api = FactoryApi(url, token_file)
+        self.api = FactoryApi(url, self.token_file)
         self.spool = Spool(self.paths.spool, self.api, factory=self.name, instance=self.instance)
         self.catalogue = read_catalogue(self.settings.engines_dir or self.settings.home / "engines")
         self.supervisors = Supervisors(ROOT / "workers" / "supervisor.py")
         self.workspaces = Workspaces(self.paths.mirrors)
         self.draining = asyncio.Event()
-        self.replaces_dead = False
+        self.record = self.paths.root / "state.json"
+        self.replaces = ""
+        """`instance` of the agent that the fleet knew before us, when that one is proven dead."""
 
     async def run(self) -> int:
         """Live from report to farewell; returns the exit code."""
         for problem in self.catalogue.problems:
             log.warning("engine.unreadable", where=problem.path, problem=problem.message)
-        self.replaces_dead = self._note_ourselves()
+        self.replaces = self._note_ourselves()
         self.supervisors.warm_up()
         self.spool.resume()
         machine, _ = await asyncio.gather(self._probe(), self._settle_orphans())
@@ -103,7 +113,9 @@ class Agent:
         if client is not None and await self._register(machine):
             async with _Running(self._workers(client, machine)) as running:
                 log.info("factory.ready", name=self.name, pid=os.getpid())
-                background = [asyncio.create_task(self._beat(machine)), asyncio.create_task(self._keep_house())]
+                announce_ready()
+                chores = (self._beat(machine), self._keep_house(), follow_token(client, self.token_file))
+                background = [asyncio.create_task(chore) for chore in chores]
                 if not await running.until(self.stop):
                     self.exit_code = EXIT_BROKEN
                 for task in background:
@@ -114,18 +126,32 @@ class Agent:
 
     # --- beginning ----------------------------------------------------------------------------------------------------
 
-    def _note_ourselves(self) -> bool:
-        """Write who we are; return whether the agent that stood there before is proven dead."""
-        path = self.paths.root / "state.json"
+    def _note_ourselves(self) -> str:
+        """Write who we are; return the `instance` that the fleet knows this factory by, when its agent is proven dead.
+
+        Whoever gets here holds the lock of the name on this machine (`lock_identity`). A copy of the folder elsewhere
+        says the same, but not from within the same boot, which is why the fleet asks for both.
+        """
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            before = None
-        ourselves = {"name": self.name, "pid": os.getpid(), "birth": birth_of(os.getpid()), "instance": self.instance}
-        draft = path.with_suffix(".tmp")
+            before = json.loads(self.record.read_text(encoding="utf-8"))
+            dead = not is_alive(int(before["pid"]), str(before["birth"]))
+            registered = str(before.get("registered", ""))
+        except (OSError, ValueError, KeyError, TypeError):
+            dead, registered = False, ""
+        self._write_record(registered=registered)
+        return registered if dead else ""
+
+    def _write_record(self, *, registered: str) -> None:
+        ourselves = {
+            "name": self.name,
+            "pid": os.getpid(),
+            "birth": birth_of(os.getpid()),
+            "instance": self.instance,
+            "registered": registered,
+        }
+        draft = self.record.with_suffix(".tmp")
         draft.write_text(json.dumps(ourselves), encoding="utf-8")
-        draft.replace(path)
-        return before is not None and not is_alive(int(before["pid"]), str(before["birth"]))
+        draft.replace(self.record)
 
     async def _probe(self) -> MachineReport:
         prober = Prober(self.environ, self.paths.root / "probes.json")
@@ -147,13 +173,14 @@ class Agent:
             try:
                 await call()
             except GigafactoryError as error:
-                if not error.retryable and not isinstance(error, Conflict):
+                if not error.retryable and not isinstance(error, (Conflict, Unauthenticated)):
                     log.warning("api.refused", what=what, code=error.code, error=error.message)
                     return False
                 log.info("api.waiting", what=what, error=error.message)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self.stop.wait(), pause)
-                pause = min(pause * 2, LONGEST_PAUSE_S)
+                refused = isinstance(error, Unauthenticated)
+                pause = min(pause * 2, REFUSED_PAUSE_S if refused else LONGEST_PAUSE_S)
             else:
                 return True
         return False
@@ -162,8 +189,7 @@ class Agent:
         pause = PAUSE_S
         while not self.stop.is_set():
             try:
-                address = self.settings.temporal_address
-                return await connect(self.settings, address=address, identity=f"factory/{self.name}")
+                return await connect_factory(self.settings, self.token_file, identity=f"factory/{self.name}")
             except RuntimeError as error:
                 log.info("temporal.waiting", address=self.settings.temporal_address, error=str(error))
                 with suppress(TimeoutError):
@@ -173,7 +199,10 @@ class Agent:
 
     async def _register(self, machine: MachineReport) -> bool:
         body = self._report(machine)
-        return await self._patiently("register", lambda: self.api.register(body))
+        taken = await self._patiently("register", lambda: self.api.register(body))
+        if taken:
+            self._write_record(registered=self.instance)
+        return taken
 
     def _report(self, machine: MachineReport) -> dict[str, Any]:
         seats = self.settings.seats_per_factory
@@ -202,10 +231,12 @@ class Agent:
             "free_disk_gb": machine.free_disk_gb,
             "seats": seats,
             "capabilities": [f"factory:{self.name}", *machine.facts()],
+            "declared": list(self.settings.capabilities),
             "stations": stations,
             "credentials": list(machine.credentials),
             "tools": describe_tools(machine),
-            "replaces_dead_pid": self.replaces_dead,
+            "boot": boot_id(),
+            "replaces": self.replaces,
         }
 
     # --- working ------------------------------------------------------------------------------------------------------
@@ -230,7 +261,7 @@ class Agent:
             engine=engine,
             rescue=rescue,
             redactor=Redactor(secret_values(self.environ)),
-            api=ApiAddress(self.api.url, str(self.settings.home / "factory-token")),
+            api=ApiAddress(self.api.url, str(self.token_file)),
             engine_versions={probe.engine: probe.version for probe in machine.engines},
             draining=self.draining,
         )
@@ -278,14 +309,31 @@ class Agent:
                 log.error("factory.replaced", error=error.message)  # noqa: TRY400 - expected, and it says enough
                 self.exit_code = EXIT_IN_USE
                 self.stop.set()
+            except Unauthenticated as error:  # the token in our file as well: it was revoked, or expired
+                log.error("factory.refused", error=error.message)  # noqa: TRY400 - expected, and it says enough
+                self.exit_code = EXIT_REFUSED
+                self.stop.set()
             except GigafactoryError as error:
                 log.warning("factory.unheard", error=error.message)
 
     async def _keep_house(self) -> None:
-        """Forget attempts that ended long ago."""
+        """Forget attempts that ended long ago, and renew the token in good time."""
         while True:
             await asyncio.to_thread(processes.forget_old_attempts, self.paths.attempts)
+            with suppress(GigafactoryError):  # the next round comes long before the token's end
+                await self._renew_token()
             await asyncio.sleep(HOUSEKEEPING_S)
+
+    async def _renew_token(self) -> None:
+        """Put a new token in the place of ours when the last third of its lifetime has begun; one without end stays."""
+        token = await self.api.own_token()
+        if token.expires_at is None or token.successor:
+            return
+        left = token.expires_at - datetime.now(UTC)
+        if left < (token.expires_at - token.created_at) / RENEW_AT:
+            secret = await self.api.rotate_own_token()
+            await asyncio.to_thread(write_token, self.token_file, secret)
+            log.info("token.renewed", name=self.name)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -356,7 +404,7 @@ async def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", help="name of the factory; a memorable one is made up when it is missing")
     given = parser.parse_args(arguments)
     settings = read_settings()
-    name = given.name or memorable_name(f"{host_name()} {settings.home}")
+    name = given.name or settings.enrolled_as or memorable_name(f"{host_name()} {settings.home}")
     configure_logging(name)
     lock = lock_identity(settings.home / "factories" / name)
     if lock is None:

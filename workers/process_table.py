@@ -62,6 +62,21 @@ def is_alive(pid: int, birth: str) -> bool:
     return pid > 0 and birth_of(pid) == birth
 
 
+def boot_id() -> str:
+    """Return a text that is the same only for processes that can tell of each other whether they are dead.
+
+    That takes one boot of one machine, and on Linux one pid namespace: in another container the same pid is another
+    process.
+    """
+    if not LINUX:
+        import subprocess  # noqa: PLC0415 - only where there is no /proc
+
+        shown = subprocess.run(["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False)
+        return shown.stdout.strip()
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123
+        return f"{file.read().strip()}/{os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115
+
+
 def kill(pid: int, number: int = SIGKILL) -> None:
     """Send a signal; a process that is gone already is no error."""
     try:

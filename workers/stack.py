@@ -35,7 +35,7 @@ from workers.stack_home import (
     wanted_path,
 )
 from workers.stack_part import Limits, Part, happens, now_text
-from workers.stack_parts import PartSpec, StackPlan, plan_stack
+from workers.stack_parts import PartSpec, StackPlan, plan_enrolled, plan_stack
 from workers.stack_state import (
     Failure,
     ProcessId,
@@ -291,6 +291,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     factories: int = settings.factories if given.factories is None else given.factories
 
     def make_plan(ports: PortReservation) -> StackPlan:
+        if settings.enrolled_as:
+            return plan_enrolled(settings)
         write_atomically(wanted_path(home), f"{factories}\n")
         return plan_stack(settings, ports, factories=factories, temporal_binary=given.temporal_binary)
 

@@ -1,4 +1,4 @@
-"""What a stack keeps in its home before any part runs: lock, tokens, factory names, ports, log files. Does I/O: files.
+"""What a stack keeps in its home before any part runs: lock, token, factory names, ports, log files. Does I/O: files.
 
 Standard library only, because it lies on the way to a quick start.
 """
@@ -17,28 +17,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
+from core.factory_names import memorable_name
+from store.token_files import ensure_person_token
 from workers.stack_state import write_atomically
 
 LOOPBACK: Final = "127.0.0.1"
-TOKEN_FILES: Final = {"token": "gf_", "factory-token": "gff_"}
-"""File name and prefix of each token; the prefix lets a secret scanner and a person tell them from other strings."""
+SHARED_FACTORY_TOKEN: Final = "factory-token"  # noqa: S105 - a file name
+"""File of the first version, whose factories shared one token."""
 
 LOG_LIMIT_BYTES: Final = 10_000_000
 LOGS_KEPT: Final = 3
 PORTS_TRIED: Final = 500
-
-ADJECTIVES: Final = (
-    "amber ancient bold brave bright brisk calm candid clever cobalt copper coral crimson daring deft eager early "
-    "fabled fair fleet gentle gilded golden grand hardy honest indigo ivory jolly keen kind lively lucid lucky merry "
-    "mighty mellow nimble noble olive patient polar proud quick quiet rapid ready rosy royal rustic sage scarlet "
-    "silent silver sleek solar steady sunny swift tidy violet vivid warm wise witty"
-)
-ANIMALS: Final = (
-    "badger beaver bison bobcat camel condor crane dingo dolphin eagle egret elk falcon ferret finch fox gecko gibbon "
-    "goose hare hawk heron hornet husky ibex ibis jackal jaguar kestrel koala lark lemur leopard llama lynx magpie "
-    "marlin marten mole moose newt ocelot orca osprey otter owl panda pelican puffin puma quail rabbit raven robin "
-    "salmon seal shrew sparrow stork swan tapir tiger toucan trout turtle walrus weasel wolf wombat wren yak zebra"
-)
 
 
 # --- the one steward of a home -------------------------------------------------------------------------------------
@@ -62,27 +51,18 @@ def steward_lock(home: Path) -> Iterator[bool]:
 
 
 def prepare(home: Path) -> None:
-    """Make the home, private to its owner, with its directories and tokens; what exists is kept."""
+    """Make the home with its directories and the person's token; what exists is kept."""
+    make_directories(home)
+    ensure_person_token(home)
+    (home / SHARED_FACTORY_TOKEN).unlink(missing_ok=True)  # opens nothing any more: each factory has its own
+
+
+def make_directories(home: Path) -> None:
+    """Make the home, private to its owner, and the directories in it."""
     if not home.exists():
         home.mkdir(parents=True, mode=0o700)
     for name in ("run", "logs", "factories", "scratch", "artifacts", "engines"):
         (home / name).mkdir(exist_ok=True)
-    for name, prefix in TOKEN_FILES.items():
-        _ensure_token(home / name, prefix)
-
-
-def _ensure_token(path: Path, prefix: str) -> None:
-    """Write a random 256-bit token, readable by the owner alone from its first byte on; tighten an old one's mode.
-
-    Of several processes that make one at once the first wins, and all go on with its token.
-    """
-    if not path.exists():
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        write_atomically(draft, prefix + secrets.token_urlsafe(32) + "\n", mode=0o600)
-        with contextlib.suppress(FileExistsError):
-            os.link(draft, path)
-        draft.unlink()
-    path.chmod(0o600)
 
 
 # --- factories -----------------------------------------------------------------------------------------------------
@@ -95,11 +75,16 @@ def factory_names(home: Path, count: int) -> list[str]:
     if len(names) >= count:
         return names[:count]
     while len(names) < count:
-        name = f"{secrets.choice(ADJECTIVES.split())}-{secrets.choice(ANIMALS.split())}"
+        name = memorable_name(secrets.token_hex(16))
         if name not in names:
             names.append(name)
-    write_atomically(path, json.dumps(names) + "\n")
+    write_names(home, names)
     return names
+
+
+def write_names(home: Path, names: Sequence[str]) -> None:
+    """Note the names of the local factories, in the order in which they are started."""
+    write_atomically(home / "factories" / "names.json", json.dumps(list(names)) + "\n")
 
 
 def _read_names(path: Path) -> list[str]:

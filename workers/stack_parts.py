@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 from core.settings import PREFIX, Settings
 from core.version import VERSION
 from store.settings_source import ROOT
-from workers.stack_home import LOOPBACK, PortReservation
+from store.token_files import ensure_factory_token, ensure_person_token
+from workers.stack_home import LOOPBACK, PortReservation, write_names
 from workers.stack_state import MARKER, READY_FD
 
 Probe = Callable[[int], Awaitable[bool]]
@@ -87,23 +88,35 @@ def plan_stack(
         assert temporal_binary is not None
         parts.append(_temporal(home, settings.temporal_namespace, temporal_binary, ports, env))
     parts += [_api(urls["api"], env), _control(env)]
-    token = (home / "token").read_text(encoding="utf-8").strip()
-    fleet = FleetWatch(urls["api"], token)
-    grace_s = settings.drain_grace_s + settings.stop_grace_s + SHUTDOWN_MARGIN_S
+    if settings.gateway:
+        parts.append(_gateway(urls["gateway"], env))
+    fleet = FleetWatch(urls["api"], ensure_person_token(home))
 
     def factory(name: str) -> PartSpec:
-        return PartSpec(
-            name=name,
-            kind="factory",
-            command=_python("workers.factory_agent", "--name", name),
-            env=env,
-            rank=0,
-            grace_s=grace_s,
-            probe=lambda pid: fleet.is_online(name, pid),
-            mend=f"read its log; `gf doctor` checks what a factory needs (home: {home / 'factories' / name})",
-        )
+        ensure_factory_token(home, name)
+        return replace(_factory(settings, name, env), probe=lambda pid: fleet.is_online(name, pid))
 
     return StackPlan(parts=tuple(parts), factory=factory, factories=factories, urls=urls, ports=ports)
+
+
+def plan_enrolled(settings: Settings) -> StackPlan:
+    """Lay out the home of a machine that was enrolled: its factory, and nothing else of the fleet."""
+    home = settings.home
+    write_names(home, [settings.enrolled_as])
+    env: dict[str, str | None] = {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONHOME": None,
+        MARKER: str(home),
+        PREFIX + "HOME": str(home),
+        READY_FD: None,
+    }
+    return StackPlan(
+        parts=(_guard(home, env),),
+        factory=lambda name: replace(_factory(settings, name, env), announces=True),
+        factories=1,
+        urls={"api": settings.api_url, "temporal": settings.gateway_url or settings.temporal_address},
+        ports={},
+    )
 
 
 def child_environment(settings: Settings, urls: Mapping[str, str], ports: Mapping[str, int]) -> dict[str, str | None]:
@@ -118,7 +131,7 @@ def child_environment(settings: Settings, urls: Mapping[str, str], ports: Mappin
         PREFIX + "API_URL": urls["api"],
         PREFIX + "TEMPORAL_ADDRESS": urls["temporal"],
         READY_FD: None,
-    }
+    } | ({PREFIX + "GATEWAY_PORT": str(ports["gateway"])} if "gateway" in ports else {})
 
 
 def _take_ports(settings: Settings, reservation: PortReservation) -> dict[str, int]:
@@ -127,13 +140,15 @@ def _take_ports(settings: Settings, reservation: PortReservation) -> dict[str, i
         ports["temporal"] = reservation.take(settings.temporal_port)
         ports["temporal_ui"] = reservation.take(settings.temporal_ui_port)
         ports["temporal_http"] = reservation.take(settings.temporal_ui_port)
+    if settings.gateway:
+        ports["gateway"] = reservation.take(settings.gateway_port, settings.gateway_host)
     return ports
 
 
 def _urls(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]:
-    host = LOCAL_DEFAULT_LISTENERS.get(settings.api_host, settings.api_host)
-    host = f"[{host}]" if ":" in host else host
-    urls = {"api": f"http://{host}:{ports['api']}"}
+    urls = {"api": f"http://{_local_address(settings.api_host, ports['api'])}"}
+    if settings.gateway:
+        urls["gateway"] = _local_address(settings.gateway_host, ports["gateway"])
     if settings.temporal_address:
         return urls | {"temporal": settings.temporal_address}
     return urls | {
@@ -142,8 +157,27 @@ def _urls(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]:
     }
 
 
+def _local_address(host: str, port: int) -> str:
+    """Return where a client on this machine reaches what listens there."""
+    host = LOCAL_DEFAULT_LISTENERS.get(host, host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _python(module: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", module, *arguments)
+
+
+def _factory(settings: Settings, name: str, env: Mapping[str, str | None]) -> PartSpec:
+    folder = settings.home / "factories" / name
+    return PartSpec(
+        name=name,
+        kind="factory",
+        command=_python("workers.factory_agent", "--name", name),
+        env=env,
+        rank=0,
+        grace_s=settings.drain_grace_s + settings.stop_grace_s + SHUTDOWN_MARGIN_S,
+        mend=f"read its log; `gf doctor` checks what a factory needs (home: {folder})",
+    )
 
 
 def _guard(home: Path, env: Mapping[str, str | None]) -> PartSpec:
@@ -207,6 +241,19 @@ def _control(env: Mapping[str, str | None]) -> PartSpec:
         rank=1,
         announces=True,
         mend="read its log; it needs the Temporal server and the ledger",
+    )
+
+
+def _gateway(address: str, env: Mapping[str, str | None]) -> PartSpec:
+    return PartSpec(
+        name="gateway",
+        kind="gateway",
+        command=_python("workers.gateway"),
+        env=env,
+        rank=1,
+        announces=True,
+        url=address,
+        mend="read its log; it needs the ledger, a free port and files that only you can read (settings gateway_*)",
     )
 
 

@@ -129,11 +129,16 @@ def launch_steward(home: Path, progress: Progress, factories: int | None, foregr
     from store.settings_source import read_settings  # noqa: PLC0415 - only a start needs it, and it takes a while
 
     settings = read_settings(home)
+    if settings.enrolled_as and factories is not None:
+        raise Conflict(
+            f"{home} is the home of one factory, {settings.enrolled_as}",
+            hint="several factories belong to a stack: use a home of its own (GIGAFACTORY_HOME)",
+        )
     prepare(home)
     command = [sys.executable, "-P", "-m", "workers.stack", "--home", str(home)]
     if factories is not None:
         command += ["--factories", str(factories)]
-    if not settings.temporal_address:
+    if not (settings.temporal_address or settings.enrolled_as):
         command += ["--temporal-binary", str(_temporal_binary(settings, progress))]
     if foreground:
         command += ["--foreground"]

@@ -15,7 +15,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -187,7 +187,7 @@ async def obtain_binary(*, environ: Mapping[str, str], tell: Tell) -> ServerSour
             f"no temporal found, and {target.parent} cannot be made: {error.strerror}",
             hint="set GIGAFACTORY_CACHE to a directory that you own",
         ) from error
-    async with _exclusive(target.parent.parent / ".lock", tell):
+    async with exclusive(target.parent.parent / ".lock", tell):
         if target.is_file() and await can_serve(target):
             return ServerSource(origin="cache", binary=target)
         tried: dict[str, str] = {}
@@ -253,22 +253,33 @@ def _folder_size(folder: Path) -> int:
 
 async def _build(target: Path, environ: Mapping[str, str], tell: Tell) -> str:
     """Build the server with Go; return what went wrong, or an empty string."""
-    go = shutil.which("go", path=environ.get("PATH", ""))
-    if go is None:
-        return f"Go is not installed (Go >= 1.21 fetches the {GO_NEEDED} that this needs)"
     tell("building the Temporal server with Go (once; 3 to 5 minutes, 3 GB in the caches of Go)")
     folder = target.parent.parent / f"build-{os.getpid()}"
-    command = [go, "install", GO_PACKAGE]
     try:
-        code, output = await _run(command, environ={**environ, "GOBIN": str(folder)}, tell=_every_nth(tell, 25))
-        if code != 0:
-            return f"`{' '.join(command)}` ended with code {code}: {_last_line(output)}"
+        failure = await go_install([GO_PACKAGE], folder, environ, tell)
+        if failure:
+            return failure
         (folder / "temporal").replace(target)
     except OSError as error:
         return f"{error.strerror}: {error.filename}"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return "" if await can_serve(target) else "the server that was built does not run here"
+
+
+async def go_install(packages: Sequence[str], folder: Path, environ: Mapping[str, str], tell: Tell) -> str:
+    """Build programs of one Go module into `folder`; return what went wrong, or an empty string.
+
+    Raises:
+        OSError: Go cannot be started.
+
+    """
+    go = shutil.which("go", path=environ.get("PATH", ""))
+    if go is None:
+        return f"Go is not installed (Go >= 1.21 fetches the {GO_NEEDED} that this needs)"
+    command = [go, "install", *packages]
+    code, output = await _run(command, environ={**environ, "GOBIN": str(folder)}, tell=_every_nth(tell, 25))
+    return f"`{' '.join(command)}` ended with code {code}: {_last_line(output)}" if code else ""
 
 
 def _every_nth(tell: Tell, n: int) -> Tell:
@@ -290,7 +301,7 @@ def _last_line(output: str) -> str:
 
 
 @asynccontextmanager
-async def _exclusive(path: Path, tell: Tell) -> AsyncIterator[None]:
+async def exclusive(path: Path, tell: Tell) -> AsyncIterator[None]:
     """Hold the file lock at `path`; the system frees it when a holder dies. No lock on native Windows."""
     if sys.platform == "win32":
         yield

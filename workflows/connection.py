@@ -15,6 +15,7 @@ from temporalio.api.failure.v1 import Failure
 from temporalio.client import Client
 from temporalio.contrib.pydantic import PydanticPayloadConverter, pydantic_data_converter
 from temporalio.converter import DataConverter, DefaultFailureConverter, PayloadCodec, PayloadConverter
+from temporalio.service import TLSConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from core.errors import InvalidInput
@@ -141,8 +142,12 @@ class _Careful(PayloadCodec):
         return [(await self.decode([payload]))[0] for payload in payloads]
 
 
-async def connect(settings: Settings, *, address: str, identity: str) -> Client:
+async def connect(
+    settings: Settings, *, address: str, identity: str, token: str | None = None, tls: TLSConfig | None = None
+) -> Client:
     """Connect to the Temporal server at `address` (host:port); `identity` shows in Temporal's Web UI.
+
+    A `token` is for a gateway that stands there in the server's place.
 
     Raises:
         RuntimeError: the server does not answer (the SDK's own error).
@@ -153,6 +158,8 @@ async def connect(settings: Settings, *, address: str, identity: str) -> Client:
         namespace=settings.temporal_namespace,
         data_converter=data_converter(settings.payload_codec),
         identity=identity,
+        api_key=token,
+        tls=tls or False,
     )
 
 

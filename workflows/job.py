@@ -144,7 +144,7 @@ class JobWorkflow:
             epoch=arg.epoch,
             resume=Resume(note=arg.note, failure=arg.failure, session_id=arg.session_id, engine=arg.engine),
         )
-        self._inbox: deque[Event] = deque([Started(grant=arg.grant)])
+        self._inbox: deque[Event] = deque([Started(grant=arg.grant, standing=arg.standing)])
         self._writes = arg.life * RECORDS_PER_LIFE
         self._step: workflow.ActivityHandle[Any] | None = None
         self._stop_requested = False

@@ -11,7 +11,12 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
-from temporalio.client import Client, WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
+from temporalio.client import (
+    Client,
+    WorkflowExecutionStatus,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes, WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
@@ -20,11 +25,11 @@ from core.attempt import workflow_id
 from core.errors import IllegalAction, NotFound, Unavailable
 from core.job import Stage
 from core.job_events import ACTIONS, Policy
-from core.job_messages import CONTROL_QUEUE, LIFE_MEMO, ActReply, ActRequest, JobInput
+from core.job_messages import CONTROL_QUEUE, LIFE_MEMO, ActReply, ActRequest, JobInput, RecoveredJob
 from core.lifecycle import ENDED
 from core.settings import Settings
 from store.ledger import Ledger
-from store.views import JobView, OutboxRow
+from store.views import JobView, OutboxRow, UnfinishedJob
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +37,7 @@ RPC_TIMEOUT_S: Final = 10
 DELIVERY_BATCH: Final = 100
 PARALLEL_DELIVERIES: Final = 8
 """Messages sent at once; Temporal's start and signal calls take milliseconds each."""
+RECOVERY_PAGE: Final = 1_000
 
 GF_STAGE = SearchAttributeKey.for_keyword("GfStage")
 GF_PRODUCT = SearchAttributeKey.for_keyword("GfProduct")
@@ -100,6 +106,7 @@ class JobClient:
             failure=payload.failure,
             session_id=payload.session_id,
             engine=payload.engine,
+            standing=payload.standing,
         )
         attributes: list[SearchAttributePair[Any]] = [
             SearchAttributePair(GF_STAGE, (Stage.BUILDING if grant else Stage.QUEUED).value),
@@ -175,6 +182,97 @@ class JobClient:
             ) from error
         return reply
 
+    # --- after a loss ---------------------------------------------------------------------------------------------
+
+    async def recover(self, after_id: str, limit: int, *, replace: bool) -> tuple[RecoveredJob, ...]:
+        """Give up to `limit` unfinished jobs with an id above `after_id` the workflow that they lack; by id.
+
+        `replace` ends workflows that belong to an earlier life too: the ledger was restored, and knows better now.
+
+        Raises:
+            Unavailable: Temporal is away. What was done is done; to begin again does no harm.
+
+        """
+        jobs = await self._ledger.unfinished_page(after_id, limit)
+        gate = asyncio.Semaphore(PARALLEL_DELIVERIES)
+
+        async def recover_one(job: UnfinishedJob) -> RecoveredJob:
+            async with gate:
+                return await self._recover(job, replace=replace)
+
+        try:
+            recovered = await asyncio.gather(*(recover_one(job) for job in jobs))
+        except RPCError as error:
+            raise Unavailable(f"Temporal does not answer: {error.message}", hint="look at `gf status`") from error
+        await self.deliver_due()
+        return tuple(recovered)
+
+    async def _recover(self, job: UnfinishedJob, *, replace: bool) -> RecoveredJob:
+        known = {"id": job.id, "product_id": job.product_id, "stage": job.stage}
+        present = await self._present_workflow(job, replace=replace)
+        if present == WorkflowExecutionStatus.RUNNING:
+            return RecoveredJob.model_validate(known | {"found": "running"})
+        if present is not None:  # the reconciler ends the job where people see it
+            return RecoveredJob.model_validate(known | {"found": "closed"})
+        if job.start_pending:
+            return RecoveredJob.model_validate(known | {"found": "starting"})
+        restarted = await self._ledger.enqueue_start(job.id, _now(), life=job.life)
+        if restarted is None:  # somebody else did it, or the job ended, since we looked
+            return RecoveredJob.model_validate(known | {"found": "starting"})
+        told = {"found": "missing", "life": restarted.life, "at": restarted.at, "superseded": restarted.superseded}
+        return RecoveredJob.model_validate(known | told)
+
+    async def _present_workflow(self, job: UnfinishedJob, *, replace: bool) -> WorkflowExecutionStatus | None:
+        """Return how the workflow of the job's present life is; None when there is none."""
+        handle = self._client.get_workflow_handle(workflow_id(job.product_id, job.id))
+        try:
+            found = await handle.describe()
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+        life: int = await found.memo_value(LIFE_MEMO, job.life)
+        if life >= job.life:
+            return found.status
+        if replace and found.status == WorkflowExecutionStatus.RUNNING:
+            await self._end_workflow(found.id, "the ledger was restored from a backup")
+        return None
+
+    async def end_unknown(self) -> tuple[str, ...]:
+        """End job workflows that the ledger has no unfinished job for; return their ids.
+
+        For a ledger that was restored: jobs of after the backup run on without it. Asks visibility, since nobody else
+        knows them; what it shows late is found when this runs again.
+
+        Raises:
+            Unavailable: Temporal is away.
+
+        """
+        query = "WorkflowType = 'JobWorkflow' AND ExecutionStatus = 'Running'"
+        try:
+            running = {found.id async for found in self._client.list_workflows(query)}
+            unknown = tuple(sorted(running - await self._unfinished_workflows()))
+            for name in unknown:
+                await self._end_workflow(name, "the ledger has no such unfinished job")
+        except RPCError as error:
+            raise Unavailable(f"Temporal does not answer: {error.message}", hint="look at `gf status`") from error
+        return unknown
+
+    async def _unfinished_workflows(self) -> set[str]:
+        names: set[str] = set()
+        after = ""
+        while page := await self._ledger.unfinished_page(after, RECOVERY_PAGE):
+            names |= {workflow_id(job.product_id, job.id) for job in page}
+            after = page[-1].id
+        return names
+
+    async def _end_workflow(self, name: str, reason: str) -> None:
+        try:
+            await self._client.get_workflow_handle(name).terminate(reason=reason)
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:  # it closed meanwhile
+                raise
+
     async def _act_on_ended(self, job: JobView, action: str, *, reason: str, by: str) -> ActReply:
         """An ended job takes one action: a failed one may be requeued, which begins its next life."""
         if action != "requeue" or job.stage not in (Stage.FAILED, Stage.DEAD_LETTER):
@@ -209,6 +307,8 @@ def _details(argument: JobInput) -> str:
     """Return what Temporal's Web UI shows about the job before anything happened."""
     spec = argument.spec
     where = f"epoch {argument.grant.epoch}: {argument.grant.reason}" if argument.grant else "waiting for a seat"
+    if argument.standing and argument.standing.grant:
+        where = f"in {argument.standing.stage} again, with candidate `{argument.standing.candidate_sha}`"
     lines = [
         f"**{spec.title}**",
         f"- repository `{spec.repository.url}` · base `{spec.repository.base}` · ship: {spec.ship}",

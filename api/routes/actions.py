@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.auth import UserCaller
+from api.auth import Caller, requires
 from api.backend import Parts
 from api.documents import ActionTaken
 from api.routes.jobs import JobId
+from core.errors import Forbidden
+from core.roles import ACTION_PERMISSIONS, Permission
 
 router = APIRouter(prefix="/fleet/jobs", tags=["jobs"])
+
+ActingCaller = Annotated[Caller, Depends(requires(Permission.OPERATE_JOBS, Permission.DECIDE_JOBS))]
 
 
 class ActionRequest(BaseModel):
@@ -28,8 +32,11 @@ class ActionRequest(BaseModel):
 
 
 @router.post("/{job_id}/actions")
-async def act(parts: Parts, caller: UserCaller, job_id: JobId, request: ActionRequest) -> ActionTaken:
+async def act(parts: Parts, caller: ActingCaller, job_id: JobId, request: ActionRequest) -> ActionTaken:
     """Bring an action to a job; 409 `illegal_action` with the reason when it is not legal now."""
+    needed = ACTION_PERMISSIONS[request.action]
+    if not caller.access.allows(needed):
+        raise Forbidden(f"{caller.name} may act on jobs, but to {request.action} needs the permission {needed}")
     job = await parts.ledger.job(job_id)
     reply = await parts.temporal.jobs.act(job, request.action, sha=request.sha, reason=request.reason, by=caller.name)
     parts.wakeups.notify(job_id)

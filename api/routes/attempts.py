@@ -14,12 +14,13 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from pydantic import AwareDatetime, Base64Bytes, Field
 
 from api.artifacts import Draft, check_hash, checked_path, find_artifact, receive
-from api.auth import Role, requires
+from api.auth import requires
 from api.backend import Parts, utc_now
 from api.documents import ArtifactDocument, Document, artifact_document
 from api.routes.jobs import JobId
 from core.attempt import BuildResult, DeathCertificate
 from core.errors import FieldProblem, InvalidInput
+from core.roles import Permission
 from store.messages import (
     ArtifactFile,
     AttemptReport,
@@ -31,7 +32,9 @@ from store.messages import (
     StepBlock,
 )
 
-router = APIRouter(prefix="/fleet/attempts", tags=["attempts"], dependencies=[Depends(requires(Role.FACTORY))])
+router = APIRouter(
+    prefix="/fleet/attempts", tags=["attempts"], dependencies=[Depends(requires(Permission.ACT_AS_FACTORY))]
+)
 
 Epoch = Annotated[int, Path(ge=1, le=2**31 - 1, description="Epoch of the attempt.")]
 Sha = Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]*$")]

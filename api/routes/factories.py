@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from decimal import Decimal
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path
 from pydantic import Field, field_validator
 
-from api.auth import Role, requires
+from api.auth import Caller, FactoryCaller, FleetCaller, requires
 from api.backend import Parts, utc_now
 from api.documents import Document, FactoryDocument, FactoryList, factory_document
-from core.errors import Conflict
+from core.errors import Conflict, Forbidden, NotFound
+from core.roles import Permission
 from store.messages import FactoryState, FactoryStatus, Registration, StationOffer
 
 router = APIRouter(prefix="/fleet/factories", tags=["factories"])
-BY_USER = [Depends(requires(Role.USER))]
-BY_FACTORY = [Depends(requires(Role.FACTORY))]
-BY_EITHER = [Depends(requires(Role.USER, Role.FACTORY))]
+TO_READ = [Depends(requires(Permission.READ_FACTORIES))]
+TO_READ_OWN = [Depends(requires(Permission.READ_FACTORIES, Permission.ACT_AS_FACTORY))]
+AS_FACTORY = [Depends(requires(Permission.ACT_AS_FACTORY))]
+TO_END = [Depends(requires(Permission.OPERATE_FACTORIES, Permission.ACT_AS_FACTORY))]
 
+AttestingCaller = Annotated[Caller, Depends(requires(Permission.ATTEST_CAPABILITIES))]
 Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Name of the factory.")]
 Instance = Annotated[str, Field(min_length=1, max_length=100, description="Random id of the agent process.")]
 
@@ -54,12 +58,17 @@ class FactoryReport(Document):
     free_disk_gb: Gigabytes | None = None
     seats: int = Field(default=3, ge=0, le=1000)
     capabilities: tuple[ShortText, ...] = Field(default=(), max_length=500)
+    """What the agent detected."""
+    declared: tuple[ShortText, ...] = Field(default=(), max_length=500)
+    """What the machine's settings claim beside that."""
     stations: tuple[StationReport, ...] = Field(default=(), max_length=100)
     credentials: tuple[ShortText, ...] = Field(default=(), max_length=100)
     """Names of providers it has credentials for; never the credentials."""
     tools: tuple[dict[str, Any], ...] = Field(default=(), max_length=200)
-    replaces_dead_pid: bool = False
-    """The agent has proven that the one before it, on this host, is dead."""
+    boot: ShortText = ""
+    """Id of the present boot of the machine."""
+    replaces: str = Field(default="", max_length=100)
+    """Random id of the agent before it on this machine, when that one is proven dead."""
 
     @field_validator("stations")
     @classmethod
@@ -90,28 +99,52 @@ class Heartbeat(Document):
     warm_repositories: tuple[str, ...] | None = Field(default=None, max_length=1000)
 
 
+class Attestation(Document):
+    """Capabilities that somebody vouches for, or does no more."""
+
+    capabilities: tuple[ShortText, ...] = Field(min_length=1, max_length=100)
+    withdraw: bool = False
+
+
+class Retirement(Document):
+    """How a factory is taken away."""
+
+    force: bool = False
+    """Take its running attempts away from it: they go on elsewhere from their last checkpoint."""
+
+
+class Retired(Document):
+    """Answer to a retirement."""
+
+    name: str
+    attempts: int
+    """Attempts that still hold a seat there; 0: the factory is gone."""
+
+
 class Leaving(Document):
     """An agent that takes no further jobs."""
 
     instance: Instance | None = None
 
 
-@router.get("", dependencies=BY_USER)
+@router.get("", dependencies=TO_READ)
 async def list_factories(parts: Parts) -> FactoryList:
     """List all factories, by name."""
     found = await parts.ledger.factories()
     return FactoryList(factories=tuple(factory_document(factory) for factory in found))
 
 
-@router.get("/{name}", dependencies=BY_EITHER)
-async def get_factory(parts: Parts, name: Name) -> FactoryDocument:
+@router.get("/{factory}", dependencies=TO_READ_OWN)
+async def get_factory(parts: Parts, factory: Name) -> FactoryDocument:
     """Return one factory."""
-    return factory_document(await parts.ledger.factory(name))
+    return factory_document(await parts.ledger.factory(factory))
 
 
-@router.post("", dependencies=BY_FACTORY)
-async def register_factory(parts: Parts, report: FactoryReport) -> Registered:
+@router.post("")
+async def register_factory(parts: Parts, caller: FactoryCaller, report: FactoryReport) -> Registered:
     """Take a factory in; 409 when another living agent has its name."""
+    if report.name != caller.access.factory:
+        raise Forbidden(f"this token is for factory {caller.access.factory}, not {report.name}")
     details = report.model_dump(
         mode="json", include={"os", "arch", "cores", "mem_gb", "credentials", "tools"}, exclude_none=True
     )
@@ -123,39 +156,69 @@ async def register_factory(parts: Parts, report: FactoryReport) -> Registered:
         instance=report.instance,
         version=report.version,
         capabilities=report.capabilities,
+        declared=report.declared,
+        boot=report.boot,
+        replaces=report.replaces,
         stations=tuple(StationOffer(**station.model_dump(exclude={"supports_resume"})) for station in report.stations),
         seats=report.seats,
         status=FactoryStatus(free_disk_gb=report.free_disk_gb),
         details=details,
-        replaces_dead_pid=report.replaces_dead_pid,
     )
-    row = await parts.ledger.register_factory(registration, now=utc_now())
+    row = await parts.ledger.register_factory(registration, now=utc_now(), token_id=caller.token.id)
     parts.dispatcher.wake()
     return Registered(name=row.name, state=row.state)
 
 
-@router.post("/{name}/heartbeat", dependencies=BY_FACTORY)
-async def beat(parts: Parts, name: Name, heartbeat: Heartbeat) -> Registered:
+@router.post("/{factory}/heartbeat", dependencies=AS_FACTORY)
+async def beat(parts: Parts, factory: Name, heartbeat: Heartbeat) -> Registered:
     """Note that an agent lives; 404: report for work again, 409: another agent has the name now."""
     status = FactoryStatus(
         load=heartbeat.load, free_disk_gb=heartbeat.free_disk_gb, warm_repositories=heartbeat.warm_repositories
     )
-    returned = await parts.ledger.factory_heartbeat(name, heartbeat.instance, status, now=utc_now())
+    returned = await parts.ledger.factory_heartbeat(factory, heartbeat.instance, status, now=utc_now())
     if returned:
         parts.dispatcher.wake()
-    return Registered(name=name, state=(await parts.ledger.factory(name)).state)
+    return Registered(name=factory, state=(await parts.ledger.factory(factory)).state)
 
 
-@router.post("/{name}/drain", dependencies=BY_EITHER)
-async def drain_factory(parts: Parts, name: Name, leaving: Leaving) -> Registered:
+@router.post("/{factory}/drain", dependencies=TO_END)
+async def drain_factory(parts: Parts, factory: Name, leaving: Leaving) -> Registered:
     """Give a factory no further jobs; what runs there goes on."""
-    return await _set_state(parts, name, leaving, "draining")
+    return await _set_state(parts, factory, leaving, "draining")
 
 
-@router.post("/{name}/leave", dependencies=BY_EITHER)
-async def leave(parts: Parts, name: Name, leaving: Leaving) -> Registered:
+@router.post("/{factory}/leave", dependencies=TO_END)
+async def leave(parts: Parts, factory: Name, leaving: Leaving) -> Registered:
     """Note that a factory is gone."""
-    return await _set_state(parts, name, leaving, "offline")
+    return await _set_state(parts, factory, leaving, "offline")
+
+
+@router.post("/{factory}/attestations")
+async def attest(parts: Parts, caller: AttestingCaller, factory: Name, attestation: Attestation) -> FactoryDocument:
+    """Vouch for capabilities of a factory, or withdraw that; sensitive ones count for routing only when vouched for."""
+    await parts.ledger.factory(factory)
+    change = parts.ledger.withdraw_attestation if attestation.withdraw else parts.ledger.attest
+    await change(factory, attestation.capabilities, caller.name, utc_now())
+    parts.dispatcher.wake()
+    return factory_document(await parts.ledger.factory(factory))
+
+
+@router.post("/{factory}/retire")
+async def retire_factory(parts: Parts, caller: FleetCaller, factory: Name, retirement: Retirement) -> Retired:
+    """Take a factory away for good: it drains, and when it holds nothing any more its tokens are revoked.
+
+    While it still holds attempts the answer says how many, and nothing but the drain has happened: ask again.
+    """
+    with contextlib.suppress(NotFound):  # enrolled, but it never reported for work
+        await parts.ledger.factory_state(factory, "draining")
+    if retirement.force:
+        for job_id, epoch in await parts.ledger.attempts_on(factory):
+            await parts.ledger.mark_lost(job_id, epoch, f"factory {factory} was retired", "", utc_now())
+            parts.wakeups.notify(job_id)
+    gone = await parts.ledger.retire_factory(factory, caller.name, utc_now())
+    parts.dispatcher.wake()
+    held = 0 if gone else len(await parts.ledger.attempts_on(factory))
+    return Retired(name=factory, attempts=held)
 
 
 async def _set_state(parts: Parts, name: str, leaving: Leaving, state: FactoryState) -> Registered:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
@@ -10,8 +11,8 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
 from api.artifacts import DIFF_PATH, find_artifact
-from api.auth import Role, requires
-from api.backend import Parts, utc_now
+from api.auth import Caller, ReadingCaller, requires
+from api.backend import Backend, Parts, utc_now
 from api.documents import (
     ArtifactList,
     EventList,
@@ -31,9 +32,10 @@ from api.ids import PATTERN
 from api.sse import JobStream, Position
 from core.errors import NotFound
 from core.job import Stage
+from core.roles import Permission
 from store.views import ChainReport
 
-router = APIRouter(prefix="/fleet/jobs", tags=["jobs"], dependencies=[Depends(requires(Role.USER))])
+router = APIRouter(prefix="/fleet/jobs", tags=["jobs"], dependencies=[Depends(requires(Permission.READ_JOBS))])
 
 JobId = Annotated[str, Path(pattern=PATTERN, description="Id of the job.")]
 After = Annotated[int, Query(ge=0, le=2**53, description="Give what follows this number.")]
@@ -49,14 +51,19 @@ DIFF_RESPONSE: Responses = {200: {"content": {"text/x-diff": {"schema": {"type":
 
 @router.get("")
 async def list_jobs(
+    *,
     parts: Parts,
+    caller: ReadingCaller,
     stage: Annotated[list[Stage] | None, Query(description="Only jobs in one of these stages.")] = None,
     product: Annotated[str | None, Query(max_length=200, description="Only jobs of this product.")] = None,
     cursor: Annotated[str | None, Query(max_length=500, description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> JobList:
-    """List jobs, newest first."""
-    page = await parts.ledger.jobs(product=product, stages=tuple(stage or ()), cursor=cursor, limit=limit)
+    """List jobs, newest first; of the products that the token reaches."""
+    if product is not None:
+        caller.check_product(product)
+    products = caller.access.products if product is None else (product,)
+    page = await parts.ledger.jobs(products=products, stages=tuple(stage or ()), cursor=cursor, limit=limit)
     return job_list(page)
 
 
@@ -106,22 +113,29 @@ async def list_logs(
 @router.get("/{job_id}/stream", response_class=StreamingResponse, responses=SSE_RESPONSE)
 async def stream_job(
     parts: Parts,
+    caller: ReadingCaller,
     job_id: JobId,
     follow: Annotated[bool, Query(description="Stay open until the job has ended.")] = True,
     last_event_id: Annotated[str | None, Header(description="Go on behind this event.")] = None,
 ) -> StreamingResponse:
     """Stream events and log lines as server-sent events `event`, `stage`, `log`, and `end` when the job has ended.
 
+    A stream whose token is revoked or expires is closed.
+
     Each id says how far the reader is (`e12-l345`); sent back as `Last-Event-ID`, nothing is lost or repeated.
     """
     start = Position.parse(last_event_id)
     await parts.ledger.latest_ids(job_id)
-    stream = JobStream(parts.ledger, parts.wakeups, parts.stopping)
+    stream = JobStream(parts.ledger, parts.wakeups, parts.stopping, allowed=partial(_still_opens, parts, caller))
     return StreamingResponse(
         stream.frames(job_id, start, follow=follow),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
+
+
+async def _still_opens(parts: Backend, caller: Caller) -> bool:
+    return await parts.book.still_opens(caller.token, utc_now())
 
 
 @router.get("/{job_id}/explanation")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Header, Response
+from fastapi import APIRouter, Body, Header, Response
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from api import intake
-from api.auth import Role, UserCaller, requires
+from api.auth import SubmittingCaller
 from api.backend import Backend, Parts, utc_now
 from api.documents import Document, SubmittedJob, SubmittedJobs
 from api.intake import MAX_JOBS, JobInput, Taken
@@ -18,7 +18,7 @@ from core.manifest import Notice
 from core.resolution import Provenance
 from core.router_explain import Explanation
 
-router = APIRouter(prefix="/fleet", tags=["submit"], dependencies=[Depends(requires(Role.USER))])
+router = APIRouter(prefix="/fleet", tags=["submit"])
 
 
 class Batch(BaseModel):
@@ -58,7 +58,7 @@ class Explained(Document):
 @router.post("/jobs", status_code=201, responses={200: {"model": SubmittedJobs, "description": "All known before."}})
 async def submit_jobs(
     parts: Parts,
-    caller: UserCaller,
+    caller: SubmittingCaller,
     request: SubmitRequest,
     response: Response,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
@@ -69,7 +69,7 @@ async def submit_jobs(
     key is the same job (200), other content is refused with the names of the fields that differ (409).
     """
     jobs = request.jobs if isinstance(request, Batch) else [request]
-    taken = await intake.submit(parts, jobs, by=caller.name, key=idempotency_key)
+    taken = await intake.submit(parts, jobs, by=caller.name, access=caller.access, key=idempotency_key)
     answers = [await _answer(parts, one) for one in taken]
     if not any(answer.created for answer in answers):
         response.status_code = 200
@@ -90,9 +90,9 @@ async def _answer(parts: Backend, taken: Taken) -> SubmittedJob:
 
 
 @router.post("/explain")
-async def explain(parts: Parts, job: JobInput) -> Explained:
+async def explain(parts: Parts, caller: SubmittingCaller, job: JobInput) -> Explained:
     """Say what would become of a job: every field and where it comes from, repository, routing. Starts nothing."""
-    draft = (await intake.prepare(parts, [job]))[0]
+    draft = (await intake.prepare(parts, [job], access=caller.access))[0]
     routing = await preview(parts.ledger, draft.spec, now=utc_now())
     return Explained(
         title=draft.resolution.title,

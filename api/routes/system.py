@@ -6,16 +6,17 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from api.auth import Role, requires
+from api.auth import requires
 from api.backend import Parts
 from api.documents import Document
 from core.errors import Unavailable
 from core.manifest import manifest_schema
+from core.roles import Permission
 from core.version import VERSION
 
 public = APIRouter(tags=["system"])
 """Paths that need no token."""
-router = APIRouter(tags=["system"], dependencies=[Depends(requires(Role.USER, Role.FACTORY))])
+router = APIRouter(tags=["system"], dependencies=[Depends(requires(Permission.READ_SCHEMA))])
 
 
 class Health(Document):

@@ -19,14 +19,16 @@ from fastapi import FastAPI
 from api.app import create_app
 from api.backend import Backend
 from api.shelf import ProfileShelf
-from api.tokens import ensure_tokens
 from core.attempt import Grant
 from core.errors import IllegalAction, Unavailable
-from core.job_messages import ActReply
+from core.job import Stage
+from core.job_messages import ActReply, RecoveredJob
 from core.settings import Settings
 from store import migrate, open_ledger
 from store.ledger import Ledger
 from store.messages import Registration, StationOffer
+from store.token_book import TokenBook
+from store.token_files import ensure_factory_token, ensure_person_token
 from store.views import JobView
 
 
@@ -37,6 +39,7 @@ class StubTemporal:
     away: bool = False
     refusal: str = ""
     taken: list[dict[str, Any]] = field(default_factory=list)
+    lost: tuple[str, ...] = ()
 
     @property
     def jobs(self) -> StubTemporal:
@@ -56,6 +59,19 @@ class StubTemporal:
         self.taken.append({"job": job.id, "action": action, "sha": sha, "reason": reason, "by": by})
         return ActReply(stage=job.stage)
 
+    async def recover(self, after_id: str, limit: int, *, replace: bool) -> tuple[RecoveredJob, ...]:
+        """Find as many missing workflows as `lost` says."""
+        self.taken.append({"recover": after_id, "replace": replace})
+        return tuple(
+            RecoveredJob(id=job_id, product_id="default", stage=Stage.QUEUED, found="missing", life=2, at="queue")
+            for job_id in self.lost
+            if job_id > after_id
+        )[:limit]
+
+    async def end_unknown(self) -> tuple[str, ...]:
+        """End nothing but a workflow of nobody's."""
+        return ("gf-job-default-j-0",)
+
 
 class StubDispatcher:
     """Counts how often somebody asked for a pass."""
@@ -70,7 +86,7 @@ class StubDispatcher:
 
 @dataclass
 class Api:
-    """The API as a test sees it: two clients, and what stands behind."""
+    """The API as a test sees it: clients of an admin, of the factory `brisk-otter`, of nobody; and what is behind."""
 
     app: FastAPI
     backend: Backend
@@ -81,6 +97,18 @@ class Api:
     stranger: httpx.AsyncClient
     home: Path
     dispatcher: StubDispatcher
+
+    async def made(self, **fields: Any) -> dict[str, Any]:
+        """Have the admin make a token; return the answer, secret included."""
+        answer = await self.user.post("/fleet/tokens", json={"name": "x", "roles": ["viewer"]} | fields)
+        assert answer.status_code == 201, answer.text
+        document: dict[str, Any] = answer.json()
+        return document
+
+    async def call(self, secret: str, method: str, path: str, **options: Any) -> httpx.Response:
+        """Make a request with a token."""
+        headers = {"Authorization": f"Bearer {secret}"} | options.pop("headers", {})
+        return await self.stranger.request(method, path, headers=headers, **options)
 
     async def submit(self, manifest: str, **fields: Any) -> str:
         """Submit a job that must be taken in; return its id."""
@@ -126,15 +154,14 @@ async def api(home: Path, empty_ledger: Path) -> AsyncIterator[Api]:
     settings = Settings(home=home)
     shutil.copyfile(empty_ledger, home / "ledger.db")
     ledger = open_ledger(settings)
-    temporal, dispatcher, tokens = StubTemporal(), StubDispatcher(), ensure_tokens(home)
+    temporal, dispatcher = StubTemporal(), StubDispatcher()
     backend = Backend(
         settings=settings,
         ledger=ledger,
-        tokens=tokens,
+        book=TokenBook(ledger, home, person="tess"),
         temporal=temporal,
         dispatcher=dispatcher,
         shelf=ProfileShelf(home),
-        user_name="tess",
     )
     app = create_app(backend)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
@@ -143,7 +170,8 @@ async def api(home: Path, empty_ledger: Path) -> AsyncIterator[Api]:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:4410", headers=headers, timeout=10)
 
-    async with client(tokens.user) as user, client(tokens.factory) as factory, client() as stranger:
+    person, machine = ensure_person_token(home), ensure_factory_token(home, "brisk-otter")
+    async with client(person) as user, client(machine) as factory, client() as stranger:
         yield Api(app, backend, ledger, temporal, user, factory, stranger, home, dispatcher)
     backend.stopping.set()
     await asyncio.sleep(0)

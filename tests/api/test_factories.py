@@ -72,7 +72,7 @@ async def test_draining_and_leaving_are_the_agents_own_word(api: Api) -> None:
     assert (await api.factory.post(f"{path}/drain", json={"instance": "b2"})).status_code == 409
     assert (await api.user.post(f"{path}/drain", json={})).json()["state"] == "draining"
     assert (await api.factory.post(f"{path}/leave", json={"instance": "a1"})).json()["state"] == "offline"
-    assert (await api.factory.post("/fleet/factories/none/leave", json={"instance": "a1"})).status_code == 404
+    assert (await api.user.post("/fleet/factories/none/leave", json={})).status_code == 404
 
 
 @pytest.mark.parametrize(

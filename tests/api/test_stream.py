@@ -158,11 +158,19 @@ async def next_frames(stream: AsyncIterator[bytes], count: int) -> list[Frame]:
     return found
 
 
+async def always() -> bool:
+    """Let a reader have the stream."""
+    return True
+
+
+def stream_of(api: Api) -> JobStream:
+    """Return a reader's stream."""
+    return JobStream(api.ledger, api.backend.wakeups, api.backend.stopping, allowed=always)
+
+
 async def test_reader_sees_what_happens_until_the_end(api: Api, talkative: str) -> None:
     """Lines appear while they are printed, by this process or another one, and the stream ends with the job."""
-    reader = JobStream(api.ledger, api.backend.wakeups, api.backend.stopping).frames(
-        talkative, Position(10**6, 20), follow=True
-    )
+    reader = stream_of(api).frames(talkative, Position(10**6, 20), follow=True)
     await anext(reader)
     assert await anext(reader) == b": caught up\n\n"
     waiting = asyncio.ensure_future(next_frames(reader, 2))
@@ -170,9 +178,7 @@ async def test_reader_sees_what_happens_until_the_end(api: Api, talkative: str) 
     api.backend.wakeups.notify(talkative)
     assert [frame.data["seq"] for frame in await waiting] == [21, 22]
     await reader.aclose()
-    tail = JobStream(api.ledger, api.backend.wakeups, api.backend.stopping).frames(
-        talkative, Position(0, 22), follow=True
-    )
+    tail = stream_of(api).frames(talkative, Position(0, 22), follow=True)
     await end(api, talkative)
     names = [frame.name async for chunk in tail for frame in parse(chunk.decode())]
     assert names[-1] == "end"
@@ -180,7 +186,7 @@ async def test_reader_sees_what_happens_until_the_end(api: Api, talkative: str) 
 
 async def test_stopping_api_closes_its_streams_without_an_end(api: Api, talkative: str) -> None:
     """A restart is no end of the job: readers come back with the last id."""
-    stream = JobStream(api.ledger, api.backend.wakeups, api.backend.stopping).frames(talkative, Position(), follow=True)
+    stream = stream_of(api).frames(talkative, Position(), follow=True)
     api.backend.stopping.set()
     async with asyncio.timeout(10):
         frames = [frame async for chunk in stream for frame in parse(chunk.decode())]
@@ -192,9 +198,7 @@ async def test_quiet_stream_is_kept_alive(api: Api, talkative: str, monkeypatch:
     """Without news a comment comes from time to time."""
     monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.01)
     monkeypatch.setattr(sse, "POLL_S", 0.01)
-    stream = JobStream(api.ledger, api.backend.wakeups, api.backend.stopping).frames(
-        talkative, Position(10**6, 10**6), follow=True
-    )
+    stream = stream_of(api).frames(talkative, Position(10**6, 10**6), follow=True)
     async with asyncio.timeout(10):
         chunks = [await anext(stream) for _ in range(4)]
     assert chunks[1:] == [b": caught up\n\n"] * 3
@@ -203,7 +207,7 @@ async def test_quiet_stream_is_kept_alive(api: Api, talkative: str, monkeypatch:
 
 async def test_readers_leave_nothing_behind(api: Api, talkative: str) -> None:
     """A closed stream no longer listens."""
-    stream = JobStream(api.ledger, api.backend.wakeups, api.backend.stopping).frames(talkative, Position(), follow=True)
+    stream = stream_of(api).frames(talkative, Position(), follow=True)
     await anext(stream)
     await anext(stream)
     assert api.backend.wakeups.listeners(talkative) == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -210,7 +211,14 @@ async def serve(role: str, address: str, seats: int) -> None:
     await asyncio.gather(build.run(), steps.run())
 
 
+def end_with_the_benchmark() -> None:
+    """Wait until the benchmark closes our standard input, as it does when it is killed; end then."""
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=end_with_the_benchmark, daemon=True).start()
     try:
         asyncio.run(serve(sys.argv[1], sys.argv[2], int(sys.argv[3])))
     finally:

@@ -22,6 +22,8 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
 ROOT = Path(__file__).resolve().parents[2]
+GF = (sys.executable, "-P", "-m", "cli")
+"""Our command line."""
 
 
 @dataclass
@@ -36,7 +38,12 @@ class Field:
 
     def gf(self, *arguments: str) -> str:
         """Run our command line in this stack's home and return what it printed."""
-        return _gf(self.home, {}, *arguments)
+        environment = {**os.environ, "GIGAFACTORY_HOME": str(self.home), "PYTHONPATH": str(ROOT)}
+        command = [*GF, *arguments]
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True
+        )
+        return done.stdout
 
     def http(self) -> httpx.AsyncClient:
         """Return a client of the API."""
@@ -57,29 +64,49 @@ class Field:
         return {part["name"]: round(part["rss_bytes"] / 1024**2) for part in status["parts"]}
 
 
-def _gf(home: Path, settings: dict[str, str], *arguments: str) -> str:
-    environment = {**os.environ, **settings, "GIGAFACTORY_HOME": str(home), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-P", "-m", "cli", *arguments]
-    done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
-    )
-    return done.stdout
+@contextmanager
+def field(*, seats: int) -> Iterator[Field]:
+    """Run a stack with one factory of `seats` seats until the block ends, or until this process is killed."""
+    with guarded_home({"GIGAFACTORY_SEATS_PER_FACTORY": str(seats)}, up=True) as home:
+        state = json.loads((home / "run" / "stack.json").read_text())
+        token = (home / "token").read_text().strip()
+        yield Field(home.parent, home, state["urls"]["api"], token, state["urls"]["temporal"])
+
+
+GUARD = 'trap "" PIPE; {up} && echo ready || echo failed; read -r _; "$@" down >/dev/null 2>&1; rm -rf "$0"'
+"""A shell line that cleans up when its standard input ends, as it does when the benchmark ends in whatever way."""
+UP = '"$@" up --detach --factories 1 >&2 </dev/null'
 
 
 @contextmanager
-def field(*, seats: int) -> Iterator[Field]:
-    """Run a stack with one factory of `seats` seats until the block ends."""
-    with tempfile.TemporaryDirectory(prefix="gf-bench-") as name:
-        folder = Path(name)
-        home = folder / "home"
-        home.mkdir()
-        _gf(home, {"GIGAFACTORY_SEATS_PER_FACTORY": str(seats)}, "up", "--detach", "--factories", "1")
-        try:
-            state = json.loads((home / "run" / "stack.json").read_text())
-            token = (home / "token").read_text().strip()
-            yield Field(folder, home, state["urls"]["api"], token, state["urls"]["temporal"])
-        finally:
-            _gf(home, {}, "down")
+def guarded_home(settings: dict[str, str], *, up: bool) -> Iterator[Path]:
+    """Yield a new home, with a stack of one factory or none; both are gone when the block ends or this process does.
+
+    The shell that sees to it has a session of its own, so that neither Ctrl-C nor any other signal to the benchmark
+    reaches it.
+
+    Raises:
+        RuntimeError: the stack did not start; why is on stderr.
+
+    """
+    folder = Path(tempfile.mkdtemp(prefix="gf-bench-"))
+    home = folder / "home"
+    home.mkdir()
+    guard = subprocess.Popen(
+        ["sh", "-c", GUARD.format(up=UP if up else "true"), str(folder), *GF],
+        env={**os.environ, **settings, "GIGAFACTORY_HOME": str(home), "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert guard.stdout is not None
+    try:
+        if guard.stdout.readline() != "ready\n":
+            raise RuntimeError("the stack of the benchmark did not start")
+        yield home
+    finally:
+        guard.communicate()
 
 
 @asynccontextmanager
@@ -89,7 +116,7 @@ async def bare_workers(address: str, seats: int) -> AsyncIterator[None]:
     command = [sys.executable, "-P", "-m", "tests.bench.bare"]
     processes = [
         await asyncio.create_subprocess_exec(
-            *command, role, address, str(seats), env=environment, stdin=subprocess.DEVNULL
+            *command, role, address, str(seats), env=environment, stdin=asyncio.subprocess.PIPE
         )
         for role in ("control", "factory")
     ]

@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+LOAD_BEFORE = [round(value, 2) for value in os.getloadavg()]
+"""When the benchmark began: what else the machine had to do."""
+
 
 def machine() -> dict[str, Any]:
     """Return what a reader must know of the machine to compare figures."""
@@ -23,7 +26,7 @@ def machine() -> dict[str, Any]:
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "temporalio": version("temporalio"),
-        "load_before": [round(value, 2) for value in os.getloadavg()],
+        "load_before": LOAD_BEFORE,
     }
 
 

@@ -235,6 +235,28 @@ def test_broken_engine_description_is_a_failure(look: Look, home: Path) -> None:
     assert "mine.yaml" in findings[0].seen
 
 
+def test_broken_profile_is_a_failure(look: Look, home: Path) -> None:
+    """A profile file is named with each of its mistakes; mended, all profiles are counted."""
+    (home / "profiles").mkdir()
+    (home / "profiles" / "mine.md").write_text("---\nname: mine\nnonsense: 1\nversion: x\n---\nBe kind.\n")
+    findings = look("profiles")
+    assert {finding.status for finding in findings} == {"fail"}
+    assert any("mine.md" in finding.seen and "nonsense" in finding.seen for finding in findings)
+    assert len(findings) > 1
+    (home / "profiles" / "mine.md").unlink()
+    (finding,) = look("profiles")
+    assert (finding.status, finding.seen) == ("ok", "9 profiles")
+
+
+def test_codec_that_cannot_be_loaded_is_a_failure(look: Look, home: Path) -> None:
+    """The setting is held against what is there before `gf up` fails over it; without one there is nothing to say."""
+    assert look("codec") == []
+    for named, status in ((str(home / "no.py:Codec"), "fail"), ("tests.sealing:SealingCodec", "ok")):
+        patient = Patient(home, Settings(home=home, payload_codec=named), None)
+        (finding,) = doctor_module.check_codec(patient)
+        assert (finding.status, named in finding.seen) == (status, True)
+
+
 def test_file_system_is_told() -> None:
     """The type of the file system is that of the nearest mount."""
     if sys.platform.startswith("linux"):

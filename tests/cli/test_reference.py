@@ -10,13 +10,25 @@ from typing import Any
 import pytest
 import typer
 
-from cli.app import StageName, app
+from cli.app import RoleName, StageName, app
 from cli.exit_codes import ExitCode, of_status
 from core.errors import GigafactoryError
 from core.job import Stage
+from core.roles import Role
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "cli.md").read_text()
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def commands_of(group: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every command with its name as it is typed; those of a group bear its name first."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from ((f"{name} {inner}", found) for inner, found in commands_of(command))
+        else:
+            yield name, command
+
+
+COMMANDS: dict[str, Any] = dict(commands_of(typer.main.get_command(app)))
 
 
 def section(command: str) -> str:
@@ -29,7 +41,7 @@ def section(command: str) -> str:
 def options(command: str) -> Iterator[str]:
     """Yield every spelling of every option of a command."""
     for parameter in COMMANDS[command].params:
-        yield from (name for name in parameter.opts if name.startswith("-"))
+        yield from (name for name in (*parameter.opts, *parameter.secondary_opts) if name.startswith("-"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -50,7 +62,7 @@ def test_documented_options_exist(command: str) -> None:
 
 def test_page_names_no_other_command() -> None:
     """Sections and commands are the same."""
-    assert set(re.findall(r"^### gf (\S+)", PAGE, re.MULTILINE)) == set(COMMANDS)
+    assert set(re.findall(r"^### gf (.+)$", PAGE, re.MULTILINE)) == set(COMMANDS)
 
 
 def test_every_exit_code_is_documented() -> None:
@@ -62,12 +74,20 @@ def test_every_exit_code_is_documented() -> None:
 def test_every_command_of_the_contract_is_there() -> None:
     """The commands that the product promises."""
     promised = "up down status run submit jobs job logs events why explain ship approve reject requeue cancel pause"
-    assert {*promised.split(), "resume", "factories", "doctor", "bench", "test", "version"} == set(COMMANDS)
+    fleet = {"enroll", "enroll-token", "retire", "attest", "audit"}
+    tokens = {"token create", "token list", "token rotate", "token revoke"}
+    others = {"resume", "recover", "factories", "doctor", "bench", "test", "version"}
+    assert {*promised.split(), *others, *fleet, *tokens} == set(COMMANDS)
 
 
 def test_stage_names_are_those_of_the_core() -> None:
     """The quick copy of the stages is a true one."""
     assert [str(name) for name in StageName] == [str(stage) for stage in Stage]
+
+
+def test_role_names_are_those_of_the_core() -> None:
+    """The quick copy of the roles is a true one; a token for an enrolment has a command of its own."""
+    assert [str(name) for name in RoleName] == [str(role) for role in Role if role != Role.ENROLMENT]
 
 
 def test_every_error_has_an_exit_code() -> None:

@@ -85,6 +85,18 @@ def test_callers_marker_expression_is_kept() -> None:
     assert all({"-k", "ship", "tests/core"} <= set(step.command) for step in steps)
 
 
+def test_topology_reaches_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--topology` is what the tests read from their environment; without it they run on the embedded stack."""
+    monkeypatch.delenv(run_tests.TOPOLOGY, raising=False)
+
+    def told(arguments: list[str]) -> set[str]:
+        return {step.environ[run_tests.TOPOLOGY] for step in plan_tests(parse_options(arguments))}
+
+    assert told([]) == {"embedded"}
+    assert told(["--topology", "production"]) == {"production"}
+    assert told(["--topology", "production", "-n", "0"]) == {"production"}
+
+
 @pytest.mark.parametrize("arguments", [["-n", "0"], ["--pdb"], ["-s"]])
 def test_interactive_calls_are_a_single_pytest(arguments: list[str]) -> None:
     """A debugger needs the terminal: no xdist, one call."""

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.redactor import LONGEST_KEY_LINES, LONGEST_LINE, Redactor, find_shapes, secret_values
+from store.token_files import new_token
 
 VALUE = 'hunter2 "quoted" / käse?'
 SECRETS = {"MY_TOKEN": VALUE, "OTHER": "plain-other-value"}
@@ -25,8 +26,10 @@ TOKENS = {
     "slack-token": "xoxb-" + "1234567890-abcdef",
     "google-key": "AIza" + "a1B2c" * 7,
     "npm-token": "npm_" + "a1B2" * 9,
+    "gigafactory-token": "gfu_" + "a1B2-_" * 7 + "x",
     "jwt": "eyJhbGciOiJIUzI1NiJ9." + "eyJzdWIiOiIxMjM0NTY3ODkwIn0." + "a1B2" * 8,
 }
+OWN_TOKENS = [new_token(prefix) for prefix in ("gfu_", "gff_", "gfe_", "gft_") for _ in range(25)]
 KEY = "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA\nq83vEjRWeJ\n-----END RSA PRIVATE KEY-----\n"
 
 
@@ -159,3 +162,17 @@ def test_only_sure_shapes_keep_a_file_from_being_pushed() -> None:
         "private-key", "github-token", "aws-key",
     )  # fmt: skip
     assert find_shapes(f"{TOKENS['jwt']} https://ada:tops3cret@example.org") == ()
+
+
+@pytest.mark.req("S1", "S2")
+def test_tokens_of_every_role_are_recognised() -> None:
+    """Whatever token we make is taken out of text and keeps a file from being pushed; the first version's too."""
+    for token in (*OWN_TOKENS, "gf_" + "a1B2-_" * 7 + "x"):
+        assert redacted(f"Authorization: Bearer {token}\n") == "Authorization: Bearer [redacted:gigafactory-token]\n"
+        assert find_shapes(f'{{"token": "{token}"}}') == ("gigafactory-token",)
+
+
+def test_names_in_a_source_are_no_tokens() -> None:
+    """A long name that happens to begin like the first version's tokens stays, and so do the prefixes alone."""
+    for text in ("gf_run_with_two_factories_goes_on_when_one_of_them_is_killed", "gfu_ gff_ gf_", "gff_" + "x" * 42):
+        assert redacted(text + "\n") == text + "\n"

@@ -14,19 +14,19 @@ from core.router import (
     Change,
     FactoryView,
     FleetSnapshot,
+    Limits,
     LockView,
     ProductView,
     ReadyJob,
     Score,
-    ScorePart,
     StationView,
     Step,
+    Turns,
     Weights,
     plan,
 )
-from core.router_order import Usage, service_order
-from core.router_score import score
-from core.router_snapshot import engine_chain
+from core.router_classes import engine_chain
+from core.router_score import PARTS, score_values
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -53,27 +53,22 @@ def fleet(jobs: list[ReadyJob], factories: list[FactoryView], **members: Any) ->
 
 
 @pytest.mark.req("R4")
-def test_service_order_weighted_products_take_turns_by_share() -> None:
+def test_plan_weighted_products_take_turns_by_share() -> None:
     """Over many grants each product gets its share: 1, 2 and 4 parts of seven."""
-    usage = Usage([ProductView(product_id=f"p{share}", share=share) for share in (1, 2, 4)])
+    products = tuple(ProductView(product_id=f"p{share}", share=share) for share in (1, 2, 4))
     waiting = [job(f"{share}-{number}", product_id=f"p{share}") for share in (1, 2, 4) for number in range(100)]
 
-    served: Counter[str] = Counter()
-    for ready, _ in zip(service_order(waiting, usage, 20), range(70), strict=False):
-        served[ready.product_id] += 1
-        usage.add(ready.product_id)
+    grants = plan(fleet(waiting, [factory("f-1", 70)], products=products)).grants
 
-    assert served == {"p1": 10, "p2": 20, "p4": 40}
+    assert Counter(grant.job_id[0] for grant in grants) == {"1": 10, "2": 20, "4": 40}
 
 
 @pytest.mark.req("R4")
-def test_service_order_jobs_of_equal_age_keep_their_order_in_every_plan() -> None:
+def test_plan_jobs_of_equal_age_keep_their_order_in_every_plan() -> None:
     """A job's place among equals does not depend on the seed, so that it does not jump about."""
     waiting = [job(f"j-{number}", submitted_at=NOW) for number in (3, 1, 2)]
 
-    lines = [[park.job_id for park in plan(fleet(waiting, [], seed=seed)).parks] for seed in range(5)]
-
-    assert lines == [["j-1", "j-2", "j-3"]] * 5
+    assert [plan(fleet(waiting, [], seed=seed)).waiting for seed in range(5)] == [("j-1", "j-2", "j-3")] * 5
 
 
 # --- choice -----------------------------------------------------------------------------------------------------------
@@ -103,6 +98,7 @@ def test_plan_equal_factories_are_chosen_by_the_seed() -> None:
         ({"warm_repositories": ("r",)}, {}, Weights()),
         ({"name": "f-last"}, {"warm_repositories": ()}, Weights()),
         ({"capabilities": ("os:linux",)}, {"capabilities": ("os:macos",)}, Weights()),
+        ({"cost_class": 3}, {"cost_class": 4}, Weights(cost=0)),
     ],
 )
 def test_plan_one_difference_decides_between_two_factories(
@@ -137,7 +133,7 @@ def test_plan_scores_fall_as_seats_are_taken() -> None:
 
     assert first.score.total > second.score.total
     for grant in decided.grants:
-        assert decided.explain(grant.job_id).reports[0].options[0].score == grant.score
+        assert decided.explain(grant.job_id).options[0].total == grant.score.total
 
 
 @pytest.mark.req("R2")
@@ -145,19 +141,62 @@ def test_plan_cost_follows_classes_not_jobs(monkeypatch: pytest.MonkeyPatch) -> 
     """Two thousand equal jobs are scored no more often than there are places and grants."""
     scored = Counter[str]()
 
-    def counting(*arguments: Any) -> Score:
+    def counting(*arguments: Any, **options: Any) -> tuple[int, ...]:
         scored["times"] += 1
-        return score(*arguments)
+        return score_values(*arguments, **options)
 
-    monkeypatch.setattr("core.router_match.score", counting)
+    monkeypatch.setattr("core.router_table.score_values", counting)
     factories = [factory(f"f-{number}", 3) for number in range(10)]
     factories.append(factory("f-other", 1, stations=(StationView(engine="codex"),)))
     decided = plan(fleet([job(f"j-{number}", product_id=f"p{number % 7}") for number in range(2000)], factories))
 
     assert len(decided.grants) == 30
-    assert scored["times"] <= 10 + 3 * 30
-    assert len(decided.parks) == 1970
-    assert decided.parks[-1].explanation.position == 1970
+    assert scored["times"] == 10
+    assert len(decided.waiting) == 1970
+    assert decided.explain(decided.waiting[-1]).position == 1970
+
+
+@pytest.mark.req("R3")
+def test_plan_product_with_weights_of_its_own_chooses_by_them() -> None:
+    """The same two places, the same kind of job: one product takes the cheaper factory, the other the freer one."""
+    products = (ProductView(product_id="thrifty", weights=Weights(load=0)), ProductView(product_id="hasty"))
+    factories = [factory("cheap", 2, load=Decimal(1)), factory("dear", 2, cost_class=5)]
+    jobs = [job("j-1", product_id="thrifty"), job("j-2", product_id="hasty")]
+
+    grants = plan(fleet(jobs, factories, products=products)).grants
+
+    assert {grant.job_id: grant.factory for grant in grants} == {"j-1": "cheap", "j-2": "dear"}
+
+
+@pytest.mark.req("R4")
+def test_plan_cannot_be_limited_to_less_than_it_says() -> None:
+    """A plan of at most one grant grants the first in line, and the others wait as before."""
+    decided = plan(fleet([job("j-1"), job("j-2")], [factory("f-1", 2)]), limit=1)
+
+    assert [grant.job_id for grant in decided.grants] == ["j-1"]
+    assert decided.waiting == ("j-2",)
+
+
+@pytest.mark.req("R4")
+def test_plan_factory_that_was_passed_over_too_often_goes_first() -> None:
+    """A factory that every job finds worse gets one all the same; the count begins anew, that of the others grows."""
+    factories = [factory("better", 3), factory("slow", 3, load=Decimal(2), cost_class=9, health=Decimal(0))]
+    limits = Limits(factory_bound=4)
+    turns, chosen = Turns(), []
+    for number in range(10):
+        decided = plan(fleet([job(f"j-{number}")], factories, turns=turns, limits=limits))
+        best = decided.explain(f"j-{number}").options[0]
+        chosen.append((best.factory, best.values[PARTS.index("starvation")]))
+        turns = decided.turns_after({f"j-{number}"})
+
+    assert chosen == [*[("better", 0)] * 4, ("slow", 1000), *[("better", 0)] * 4, ("slow", 1000)]
+
+
+@pytest.mark.req("R4")
+def test_weight_of_starvation_outweighs_all_others_together() -> None:
+    """By default no score keeps a factory waiting beyond its bound."""
+    weights = Weights().model_dump()
+    assert weights.pop("starvation") > sum(weights.values())
 
 
 # --- what must not bring the planning down ----------------------------------------------------------------------------
@@ -251,8 +290,8 @@ def test_render_avoided_factory_says_why_it_comes_last() -> None:
     lines = decided.explain("j-1").render()
 
     assert lines[0] == "j-1 runs shell on f-2"
-    assert lines[2].startswith("  f-1: ✓ shell: score ")
-    assert lines[2].endswith("; lost this job before, so only when no other can")
+    assert lines[-1].startswith("  f-1: ✓ shell: score ")
+    assert lines[-1].endswith("; lost this job before, so only when no other can")
 
 
 def test_change_many_alike_factories_are_counted() -> None:
@@ -264,8 +303,9 @@ def test_change_many_alike_factories_are_counted() -> None:
 
 def test_score_without_any_weight_is_plainly_zero() -> None:
     """A score line never ends in nothing."""
-    assert str(Score(total=0, parts=(ScorePart("load", 0, 30),))) == "0"
-    assert str(Score(total=1530, parts=(ScorePart("load", 51, 30),))) == "1.53 = load 1.53"
+    nothing = (0,) * len(PARTS)
+    assert str(Score(0, nothing, nothing)) == "0"
+    assert str(Score(1530, (0, 0, 0, 51, *nothing[4:]), (30,) * len(PARTS))) == "1.53 = load 1.53"
 
 
 def test_plan_grant_reason_is_one_line_for_people() -> None:
@@ -275,4 +315,3 @@ def test_plan_grant_reason_is_one_line_for_people() -> None:
 
     assert only.reason.startswith("shell on f-1: the only place that can take it now, score 1")
     assert best.reason.startswith(f"shell on {best.factory}: best of 2 places, score 1")
-    assert only.scores == only.score.parts

@@ -30,15 +30,15 @@ def load(name: str) -> dict[str, Any]:
 def decide(name: str) -> tuple[dict[str, Any], Plan]:
     """Return what a scenario expects, and what the router made of it."""
     scenario = load(name)
-    allowed = {"grants", "parks", "rejections", "used"}
+    allowed = {"grants", "parks", "rejections", "used", "overtaken", "preemptions", "why_not"}
     assert set(scenario["expect"]) <= allowed, "a misspelt expectation would test nothing"
     return scenario["expect"], plan(FleetSnapshot.model_validate(scenario["snapshot"]))
 
 
 @pytest.mark.req("R9")
 def test_scenarios_are_many_and_each_says_its_promise() -> None:
-    """The router is specified by more than ten named examples."""
-    assert len(NAMES) >= 12
+    """The router is specified by at least 25 named examples."""
+    assert len(NAMES) >= 25
     assert all(load(name)["promise"].endswith(".") for name in NAMES)
 
 
@@ -53,9 +53,11 @@ def test_scenario_jobs_go_where_expected(name: str) -> None:
         assert Counter(grant.factory for grant in decided.grants) == expect["used"]
     else:
         assert grants == expect.get("grants", {})
-        waiting = {park.job_id for park in decided.parks}
-        assert waiting == set(expect.get("parks", {}))
-    assert decided.preemptions == ()
+        assert set(decided.waiting) == set(expect.get("parks", {}))
+    preemptions = {item.job_id: f"{item.victim} on {item.factory}" for item in decided.preemptions}
+    assert preemptions == expect.get("preemptions", {})
+    if "overtaken" in expect:
+        assert decided.overtaken == expect["overtaken"]
 
 
 @pytest.mark.req("R5")
@@ -75,9 +77,24 @@ def test_scenario_explanations_say_what_is_expected(name: str) -> None:
         }
         assert {key: said[key] for key in wanted} == wanted
     for job_id, factories in expect.get("rejections", {}).items():
-        reports = {report.factory: report for report in decided.explain(job_id).reports}
-        codes = {factory: [rejection.code for rejection in reports[factory].rejections] for factory in factories}
+        reports = {factory: decided.explain(job_id).report(factory) for factory in factories}
+        codes = {
+            factory: [rejection.code for rejection in report.rejections]
+            for factory, report in reports.items()
+            if report
+        }
         assert codes == factories
+
+
+@pytest.mark.req("R5")
+@pytest.mark.parametrize("name", [name for name in NAMES if "why_not" in load(name)["expect"]])
+def test_scenario_why_not_says_what_is_expected(name: str) -> None:
+    """The answer about one job and one factory is, line by line, that of the file."""
+    expect, decided = decide(name)
+
+    for job_id, factories in expect["why_not"].items():
+        answers = {factory: decided.why_not(job_id, factory) for factory in factories}
+        assert {factory: answer.render() for factory, answer in answers.items() if answer} == factories
 
 
 def test_worked_example_of_the_docs_is_what_the_router_prints() -> None:

@@ -21,6 +21,9 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
+from tests.conftest import TOPOLOGY
+from tests.topology.production import full_server, production
+
 ROOT = Path(__file__).resolve().parents[2]
 LEASE_S = 3.0
 BEAT_S = 0.5
@@ -44,6 +47,14 @@ def git(*arguments: str, cwd: Path | None = None) -> str:
     identity = ["-c", "user.name=Tess", "-c", "user.email=tess@example.org", "-c", "init.defaultBranch=main"]
     done = subprocess.run(["git", *identity, *arguments], cwd=cwd, capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """How a stack is brought up, and how it loses Temporal's data while it is down."""
+
+    command: list[str]
+    lose_temporal: Callable[[], None]
 
 
 @dataclass
@@ -80,6 +91,16 @@ class Remote:
         """Return how many commits a ref has."""
         return int(git("rev-list", "--count", name, cwd=self.path))
 
+    def refs(self, prefix: str) -> list[str]:
+        """Return the names of all refs below `prefix`."""
+        return git("for-each-ref", "--format=%(refname)", prefix, cwd=self.path).split()
+
+    def added(self, name: str) -> list[str]:
+        """Return the path of each file that a commit of the ref added: a path twice was added twice."""
+        return git(
+            "log", "-m", "--first-parent", "--diff-filter=A", "--format=", "--name-only", name, cwd=self.path
+        ).split()
+
     def show(self, spec: str) -> str:
         """Return the content at `ref:path`."""
         return git("show", spec, cwd=self.path)
@@ -92,13 +113,37 @@ class Remote:
 class Stack:
     """A running stack and the outside view of it."""
 
-    def __init__(self, home: Path, env: dict[str, str]) -> None:
+    def __init__(self, home: Path, env: dict[str, str], launcher: Launcher) -> None:
         self.home = home
         self.env = env
-        state = self.state()
-        token = (home / "token").read_text().strip()
-        self.http = httpx.Client(
-            base_url=state["urls"]["api"], headers={"Authorization": f"Bearer {token}"}, timeout=30
+        self._launcher = launcher
+        self.start()
+
+    def start(self) -> None:
+        """Bring it up, for the first time or again."""
+        up = self._run(self._launcher.command)
+        assert up.returncode == 0, f"{up.stdout}\n{up.stderr}"
+        self.http = self.client("api")
+
+    def stop(self) -> None:
+        """Stop it, with everything it started."""
+        self.http.close()
+        down = self.gf("down")
+        assert down.returncode == 0, down.stderr
+
+    def lose_temporal(self) -> None:
+        """Delete all that Temporal knows; the stack must not run."""
+        self._launcher.lose_temporal()
+
+    def client(self, url: str) -> httpx.Client:
+        """Return a client of the API that the stack's record lists under that name."""
+        token = (self.home / "token").read_text().strip()
+        headers = {"Authorization": f"Bearer {token}"}
+        return httpx.Client(base_url=self.state()["urls"][url], headers=headers, timeout=30)
+
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, env=self.env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=120
         )
 
     def gf(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -214,7 +259,7 @@ class Stack:
 
 
 @contextmanager
-def running_stack(home: Path, *, factories: int = 2, **settings: object) -> Iterator[Stack]:
+def running_stack(home: Path, *, factories: int = 2, topology: str = TOPOLOGY, **settings: object) -> Iterator[Stack]:
     """Run a stack until the block ends; then nothing of it is left."""
     home.mkdir(parents=True, exist_ok=True)
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "GIGAFACTORY_CACHE") if name in os.environ}
@@ -225,23 +270,34 @@ def running_stack(home: Path, *, factories: int = 2, **settings: object) -> Iter
         "GIGAFACTORY_HOME": str(home),
         **{f"GIGAFACTORY_{name.upper()}": str(value) for name, value in (fast | settings).items()},
     }
-    command = [sys.executable, "-P", "-m", "cli"]
-    up = subprocess.run(
-        [*command, "up", "--detach", "--factories", str(factories)],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        timeout=120,
-    )
-    try:
-        assert up.returncode == 0, f"{up.stdout}\n{up.stderr}"
-        running = Stack(home, env)
-        with running.http:
+    make = production_launcher if topology == "production" else embedded_launcher
+    with make(home, factories) as launcher:
+        try:
+            running = Stack(home, env, launcher)
             yield running
-    finally:
-        subprocess.run([*command, "down"], env=env, capture_output=True, check=False, timeout=120)
+            running.http.close()
+        finally:
+            down = [sys.executable, "-P", "-m", "cli", "down"]
+            subprocess.run(down, env=env, capture_output=True, check=False, timeout=120)
+
+
+@contextmanager
+def embedded_launcher(home: Path, factories: int) -> Iterator[Launcher]:
+    """Start stacks as users do: `gf up`, with SQLite and Temporal's development server."""
+
+    def lose_temporal() -> None:
+        for path in home.glob("temporal.db*"):
+            path.unlink()
+
+    command = [sys.executable, "-P", "-m", "cli", "up", "--detach", "--factories", str(factories)]
+    yield Launcher(command, lose_temporal)
+
+
+@contextmanager
+def production_launcher(home: Path, factories: int) -> Iterator[Launcher]:
+    """Start the processes of docker-compose.yml, on a PostgreSQL server of this stack's own."""
+    with production(full_server(), factories=factories) as (command, lose_temporal):
+        yield Launcher(command, lose_temporal)
 
 
 @pytest.fixture(scope="session")

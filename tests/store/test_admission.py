@@ -390,7 +390,7 @@ async def test_explanation_of_a_granted_job_is_the_stored_decision(fleet: Fleet)
 
     assert told.explanation is not None
     assert (told.explanation.verdict, told.explanation.factory) == ("granted", "f1")
-    assert [report.factory for report in told.explanation.reports] == ["f1"]
+    assert [report.factories for report in told.explanation.reports] == [("f1",)]
     assert told.decided_at == granted_at
 
 

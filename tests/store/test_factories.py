@@ -58,14 +58,36 @@ async def test_agent_takes_over_from_a_silent_one(fleet: Fleet) -> None:
         await fleet.beat("f1")
 
 
-async def test_agent_takes_over_at_once_from_one_that_it_proves_dead(fleet: Fleet) -> None:
-    """A restarted agent that checked pid and start time of its predecessor need not wait; on another host it must."""
-    await fleet.factory("f1")
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"host": "elsewhere", "boot": "b-1", "replaces": "f1-a"},
+        {"boot": "b-2", "replaces": "f1-a"},
+        {"boot": "b-1", "replaces": "f1-0"},
+        {"boot": "b-1"},
+    ],
+    ids=["another host", "another boot", "another predecessor", "nothing proven"],
+)
+async def test_agent_without_proof_waits_until_the_name_is_free(fleet: Fleet, claim: dict[str, Any]) -> None:
+    """Whoever cannot know that the living agent is dead does not take its place."""
+    await fleet.factory("f1", boot="b-1")
     with pytest.raises(Conflict):
-        await fleet.factory("f1", instance="b", pid=200, host="elsewhere", replaces_dead_pid=True)
-    await fleet.factory("f1", instance="b", pid=200, replaces_dead_pid=True)
+        await fleet.factory("f1", instance="b", pid=200, **claim)
+
+
+async def test_agent_takes_over_at_once_from_one_that_it_proves_dead(fleet: Fleet) -> None:
+    """A restarted agent that found its predecessor's instance on its machine, and that one dead, need not wait."""
+    await fleet.factory("f1", boot="b-1")
+    await fleet.factory("f1", instance="b", pid=200, boot="b-1", replaces="f1-a")
 
     assert (await fleet.ledger.factory("f1")).instance == "b"
+
+
+async def test_machine_whose_boots_cannot_be_told_apart_proves_nothing(fleet: Fleet) -> None:
+    """Two machines without an id of their boot are not taken for one."""
+    await fleet.factory("f1")
+    with pytest.raises(Conflict):
+        await fleet.factory("f1", instance="b", pid=200, replaces="f1-a")
 
 
 async def test_agent_that_left_is_replaced_at_once(fleet: Fleet) -> None:
@@ -167,9 +189,9 @@ async def test_draining_factory_stays_draining(fleet: Fleet) -> None:
 
 async def test_quarantine_outlives_a_restart(fleet: Fleet) -> None:
     """Only an operator ends a quarantine."""
-    await fleet.factory("f1")
+    await fleet.factory("f1", boot="b-1")
     await fleet.ledger.factory_state("f1", "quarantined")
-    await fleet.factory("f1", instance="b", pid=200, replaces_dead_pid=True)
+    await fleet.factory("f1", instance="b", pid=200, boot="b-1", replaces="f1-a")
     await fleet.beat("f1", "b")
     assert await state(fleet) == "quarantined"
 

@@ -153,10 +153,12 @@ async def test_jobs_are_filtered_by_product_and_stage(fleet: Fleet) -> None:
     async def ids(**query: Any) -> list[str]:
         return [job.id for job in (await fleet.ledger.jobs(**query)).items]
 
-    assert await ids(product="toys") == ["c"]
+    assert await ids(products=["toys"]) == ["c"]
     assert await ids(stages=[Stage.QUEUED]) == ["c", "b"]
-    assert await ids(stages=[Stage.QUEUED, Stage.ASSIGNED], product="default") == ["b", "a"]
+    assert await ids(stages=[Stage.QUEUED, Stage.ASSIGNED], products=["default"]) == ["b", "a"]
     assert await ids(stages=[Stage.SHIPPED]) == []
+    assert await ids(products=["toys", "default"]) == ["c", "b", "a"]
+    assert await ids(products=[]) == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,6 @@ from core.router import FleetSnapshot, Plan, plan
 from store import admission
 from store.admission import Admitted, LeaseTerms
 from store.database import Database, open_database
-from store.overtaking import overtaken_by
 from tests.store.fleet import Fleet
 
 Change = Callable[[Fleet], Awaitable[object]]
@@ -33,7 +33,7 @@ async def admit(database: Database, fleet: Fleet, planned: Plan) -> Admitted:
         planned.grants,
         planned.snapshot,
         explanations={grant.job_id: planned.explain(grant.job_id) for grant in planned.grants},
-        overtaken=overtaken_by(planned.snapshot, planned.grants),
+        overtaken=planned.overtaken,
         terms=LeaseTerms(30, 5),
         now=fleet.now,
     )
@@ -110,8 +110,8 @@ async def test_dispatch_plans_again_after_a_lost_race(fleet: Fleet, monkeypatch:
     await fleet.factory("f2", stations={"shell": 1})
     snapshots = [stale]
 
-    def plan_from_the_stale_one_first(snapshot: FleetSnapshot) -> Plan:
-        return plan(snapshots.pop() if snapshots else snapshot)
+    def plan_from_the_stale_one_first(snapshot: FleetSnapshot, *arguments: Any, **options: Any) -> Plan:
+        return plan(snapshots.pop() if snapshots else snapshot, *arguments, **options)
 
     monkeypatch.setattr(store.dispatcher, "plan", plan_from_the_stale_one_first)
 

@@ -19,6 +19,9 @@ from store.database import ledger_url, open_database
 from store.schema import HEAD, MIGRATIONS, revision
 from store.tables import metadata
 
+ENTRY = r"\n|, (?=\w+ (?:TEXT|INTEGER|BIGINT|BOOLEAN|VARCHAR)\b)"
+"""Where one entry of a CREATE statement ends: a column that was added later stands on the line of the one before."""
+
 
 async def run(url: str, work: Callable[[Connection], Any]) -> Any:
     """Run `work` in a transaction of its own."""
@@ -49,9 +52,9 @@ def test_sqlite_migrations_write_the_same_schema_as_the_tables(tmp_path: Path) -
         engine = create_engine(f"sqlite:///{path}")
         with engine.connect() as connection:
             rows = connection.execute(text("SELECT sql FROM sqlite_master WHERE type IN ('table', 'index')"))
-            lines = [row.sql.replace('"', "").splitlines() for row in rows if row.sql]
+            lines = [re.split(ENTRY, row.sql.replace('"', "")) for row in rows if row.sql]
         engine.dispose()
-        normal = {tuple(sorted(line.strip(" ,)") for line in sql if line.strip(" ,)"))) for sql in lines}
+        normal = {tuple(sorted(line.strip(" \t,)") for line in sql if line.strip(" \t,)"))) for sql in lines}
         return {sql for sql in normal if not re.search("alembic_version|sqlite_sequence", " ".join(sql))}
 
     migrated, created = tmp_path / "migrated.db", tmp_path / "created.db"

@@ -11,12 +11,16 @@ from typing import Any, Self
 
 
 class ApiStub:
-    """Answers 200 (or what `status` says) to every POST and puts (path, Authorization, body) into `requests`."""
+    """Answers 200 (or what `status` says) to every POST and puts (path, Authorization, body) into `requests`.
+
+    Documents for some paths are in `answers`; a GET of any other path is 404.
+    """
 
     def __init__(self) -> None:
         self.requests: SimpleQueue[tuple[str, str, dict[str, Any]]] = SimpleQueue()
         self.status = 200
         self.code = "stale_epoch"
+        self.answers: dict[str, dict[str, Any]] = {}
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -24,16 +28,20 @@ class ApiStub:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
-                answer = (
-                    b'{"accepted": true, "state": "online"}'
-                    if stub.status < 400
-                    else json.dumps({"code": stub.code, "detail": "no"}).encode()
-                )
-                self.send_response(stub.status)
+                good = stub.answers.get(self.path, {"accepted": True, "state": "online"})
+                self._answer(stub.status, good if stub.status < 400 else {"code": stub.code, "detail": "no"})
+                stub.requests.put((self.path, self.headers["Authorization"], body))
+
+            def do_GET(self) -> None:
+                known = stub.answers.get(self.path)
+                self._answer(200 if known else 404, known or {"code": "not_found", "detail": "no"})
+
+            def _answer(self, status: int, document: dict[str, Any]) -> None:
+                answer = json.dumps(document).encode()
+                self.send_response(status)
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
                 self.wfile.write(answer)
-                stub.requests.put((self.path, self.headers["Authorization"], body))
 
             def log_message(self, *arguments: object) -> None:
                 return

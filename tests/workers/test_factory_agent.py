@@ -24,13 +24,14 @@ from temporalio.common import RetryPolicy
 from temporalio.worker import Worker
 
 from core.attempt import BuildRequest, BuildResult, Grant
+from core.factory_names import memorable_name
 from core.job import FailureKind, JobSpec, Repository
 from store.settings_source import ROOT
+from store.token_files import factory_token_file, write_token
 from tests.conftest import TemporalServer
 from tests.repositories import Checkout
 from tests.workers.api_stub import ApiStub
-from workers.factory_agent import EXIT_IN_USE, lock_identity
-from workers.factory_names import memorable_name
+from workers.factory_agent import EXIT_IN_USE, EXIT_REFUSED, lock_identity
 from workers.process_table import birth_of
 
 
@@ -81,13 +82,20 @@ class RunningAgent:
 
 @asynccontextmanager
 async def running_agent(
-    home: Path, server: TemporalServer, *, name: str = "", **settings: object
+    home: Path,
+    server: TemporalServer,
+    *,
+    name: str = "",
+    answers: dict[str, dict[str, Any]] | None = None,
+    **settings: object,
 ) -> AsyncIterator[RunningAgent]:
     """Run an agent until the block ends."""
     name = name or f"f-{uuid.uuid4().hex[:8]}"
     home.mkdir(exist_ok=True)
-    (home / "factory-token").write_text("gff_x")
+    if not factory_token_file(home, name).exists():
+        write_token(factory_token_file(home, name), "gff_x")
     with ApiStub() as api:
+        api.answers |= answers or {}
         env = {**os.environ, "PYTHONPATH": str(ROOT), "GIGAFACTORY_HOME": str(home), "GIGAFACTORY_API_URL": api.url}
         env |= {"GIGAFACTORY_TEMPORAL_ADDRESS": server.address, "GIGAFACTORY_FACTORY_BEAT_S": "0.1"}
         env |= {f"GIGAFACTORY_{key.upper()}": str(value) for key, value in settings.items()}
@@ -210,7 +218,7 @@ async def test_agent_killed_supervisor_certifies_and_next_agent_says_who_died(
     pid_file = tmp_path / "pid"
     home = tmp_path / "home"
     async with running_agent(home, temporal_server) as agent:
-        await agent.ready()
+        first = await agent.ready()
         await start(workflows, agent, remote, f"echo half > new.txt; echo $$ > {pid_file}; sleep 600")
         pid = await written(pid_file)
         agent.process.kill()
@@ -219,7 +227,9 @@ async def test_agent_killed_supervisor_certifies_and_next_agent_says_who_died(
         assert birth_of(pid) is None
         assert remote.git("show", f"{letter['checkpoint_sha']}:new.txt") == "half"
     async with running_agent(home, temporal_server, name=agent.name) as again:
-        assert (await again.ready())["replaces_dead_pid"] is True
+        report = await again.ready()
+        assert (report["replaces"], report["boot"]) == (first["instance"], first["boot"])
+        assert first["boot"]
 
 
 async def test_agent_and_supervisor_killed_next_agent_certifies(
@@ -255,6 +265,59 @@ async def test_agent_whose_name_was_taken_elsewhere_stops(agent: RunningAgent) -
     """A beat that is answered with a conflict ends the agent, by its own exit code."""
     agent.api.code, agent.api.status = "conflict", 409
     assert await asyncio.wait_for(agent.process.wait(), 20) == EXIT_IN_USE
+
+
+@pytest.mark.req("F3")
+async def test_agent_whose_token_was_revoked_ends_by_itself(agent: RunningAgent) -> None:
+    """A refused token, in the file as well, ends the agent by an exit code of its own: nothing goes on in secret."""
+    agent.api.code, agent.api.status = "unauthenticated", 401
+    assert await asyncio.wait_for(agent.process.wait(), 20) == EXIT_REFUSED
+
+
+@pytest.mark.req("F3")
+async def test_agent_with_a_refused_token_comes_to_work_with_the_next(
+    tmp_path: Path, temporal_server: TemporalServer
+) -> None:
+    """It waits for somebody to bring a good token, and needs no restart for it."""
+    home = tmp_path / "home"
+    async with running_agent(home, temporal_server) as agent:
+        agent.api.code, agent.api.status = "unauthenticated", 401
+        await agent.told("/fleet/factories")
+        await agent.told("/fleet/factories")
+        assert agent.process.returncode is None
+        write_token(factory_token_file(home, agent.name), "gff_y")
+        agent.api.status = 200
+        await agent.told("/heartbeat")
+
+
+@pytest.mark.req("F3")
+@pytest.mark.parametrize(("age_h", "renewed"), [(1, False), (70, True)])
+async def test_agent_renews_its_token_in_the_last_third_of_its_life(
+    tmp_path: Path, temporal_server: TemporalServer, age_h: int, renewed: bool
+) -> None:
+    """An agent keeps itself in: the new token is in its file, for its owner alone, and is shown from then on."""
+    made = datetime.now(UTC) - timedelta(hours=age_h)
+    token = {"created_at": made.isoformat(), "expires_at": (made + timedelta(hours=90)).isoformat()}
+    answers = {"/fleet/tokens/self": token, "/fleet/tokens/self/rotate": {"secret": "gff_new"}}
+    async with running_agent(tmp_path / "home", temporal_server, answers=answers) as agent:
+        await agent.ready()
+        await agent.told("/heartbeat")
+        file = factory_token_file(agent.home, agent.name)
+        if renewed:
+            async with asyncio.timeout(30):
+                while file.read_text().strip() != "gff_new":
+                    await asyncio.sleep(0.05)
+        await agent.told("/heartbeat")
+        assert (file.read_text().strip() == "gff_new") == renewed
+        assert file.stat().st_mode & 0o777 == 0o600
+
+
+async def test_agent_declares_what_its_settings_say(tmp_path: Path, temporal_server: TemporalServer) -> None:
+    """Declared capabilities are told apart from detected ones."""
+    async with running_agent(tmp_path / "home", temporal_server, capabilities="network:lab has:figma") as agent:
+        report = await agent.ready()
+        assert report["declared"] == ["network:lab", "has:figma"]
+        assert not {"network:lab", "has:figma"} & {*report["capabilities"]}
 
 
 async def test_agent_waits_for_what_is_not_there_yet(tmp_path: Path, temporal_server: TemporalServer) -> None:

@@ -130,11 +130,13 @@ def test_up_brings_every_part_up_and_records_it(stack: FakeStack) -> None:
     assert [line for line in stack.told if "api ready" in line]
 
 
-def test_up_makes_a_private_home_with_tokens(stack: FakeStack) -> None:
-    """Home and tokens are for their owner alone, and a second start keeps the tokens."""
+def test_up_makes_a_private_home_with_a_token(stack: FakeStack) -> None:
+    """Home and token are for their owner alone; a second start keeps the token, and drops the shared one of old."""
+    stack.home.mkdir(mode=0o700, exist_ok=True)
+    (stack.home / "factory-token").write_text("gff_shared")
     prepare(stack.home)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (stack.home, *stack.home.glob("*token"))}
-    assert modes == {"home": 0o700, "token": 0o600, "factory-token": 0o600}
+    assert modes == {"home": 0o700, "token": 0o600}
     before = (stack.home / "token").read_text()
     (stack.home / "token").chmod(0o644)
     prepare(stack.home)

@@ -1,4 +1,4 @@
-"""The real parts under the real steward, as `gf up` starts them: ready in time, mended, and gone without a trace."""
+"""The real parts under the real steward, as `gf up` starts them: ready, mended, and gone without a trace."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from workers.stack_stop import strays_of
 
 pytestmark = [pytest.mark.chaos, pytest.mark.serial]
 
-READY_LIMIT_S = 8.0
 JOB = """---
 engine: shell
 repo: {remote}
@@ -132,11 +132,17 @@ def state_of(home: Path) -> StackState:
     return state
 
 
-def test_up_is_ready_in_time(whole: tuple[Path, Any]) -> None:
-    """Temporal, API, control worker and two factories within eight seconds."""
-    _, said = whole
-    assert said["took_s"] < READY_LIMIT_S
-    assert len(said["factories"]) == FACTORIES
+def test_up_makes_every_part_ready_and_says_how_long_it_took(whole: tuple[Path, Any]) -> None:
+    """Temporal, API, control worker and two factories; how fast is the business of `gf bench up`."""
+    home, said = whole
+    state = state_of(home)
+    assert said["started"] is True
+    assert Counter(part.kind for part in state.parts if part.state == "ready") >= Counter(
+        {"temporal": 1, "api": 1, "control": 1, "factory": FACTORIES}
+    )
+    assert sorted(said["factories"]) == sorted(part.name for part in state.parts if part.kind == "factory")
+    assert state.ready_s is not None
+    assert 0 < state.ready_s <= said["took_s"]
 
 
 def test_status_and_doctor_find_it_well(whole: tuple[Path, Any]) -> None:

@@ -1,0 +1,117 @@
+"""What one class of jobs finds in the fleet: the best place now, and everything that a decision rests on. *Pure.*"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heapify, heappop, heapreplace
+from typing import NamedTuple
+
+from core.router_classes import JobClass
+from core.router_fleet import Fleet, Standing
+from core.router_match import Answer, Answers
+from core.router_policy import Weights
+from core.router_score import LOAD, PARTS, Score, score_values, weigh
+
+Order = tuple[bool, int, int, int, str, str]
+
+
+class Place(NamedTuple):
+    """One engine on one factory as a place for a job."""
+
+    order: Order
+    """Sorts the best first: not avoided, highest score, lowest cost class, seeded tie, names."""
+    score: Score
+
+
+class _Fixed(NamedTuple):
+    """What does not change about a place while a plan is made."""
+
+    values: tuple[int, ...]
+    without_load: int
+    avoided: bool
+    tie: int
+
+
+class Scores:
+    """The scores of one class of jobs, weighed in one way."""
+
+    def __init__(self, job: JobClass, weights: Weights, fleet: Fleet) -> None:
+        self.job = job
+        self.factors = tuple(getattr(weights, part) for part in PARTS)
+        self._overdue = fleet.overdue
+        self._tie = fleet.tie
+        self._fixed: dict[tuple[str, str], _Fixed] = {}
+
+    def order(self, standing: Standing, engine: str) -> Order:
+        """Return how that engine on that factory ranks among all places."""
+        view = standing.view
+        fixed = self._fixed.get((view.name, engine)) or self._fix(standing, engine)
+        total = fixed.without_load + standing.load * self.factors[LOAD]
+        return (fixed.avoided, -total, view.cost_class, fixed.tie, view.name, engine)
+
+    def place(self, standing: Standing, engine: str) -> Place:
+        """Return that engine on that factory with its rank and its score."""
+        order = self.order(standing, engine)
+        values = self._fixed[standing.view.name, engine].values
+        now = (*values[:LOAD], standing.load, *values[LOAD + 1 :])
+        return Place(order, Score(-order[1], now, self.factors))
+
+    def _fix(self, standing: Standing, engine: str) -> _Fixed:
+        name = standing.view.name
+        values = score_values(self.job, standing, engine, overdue=name in self._overdue)
+        without_load = weigh(values, self.factors) - standing.load * self.factors[LOAD]
+        fixed = _Fixed(values, without_load, name in self.job.excluded, self._tie(name, engine))
+        self._fixed[name, engine] = fixed
+        return fixed
+
+
+class Grounds(NamedTuple):
+    """All that a decision about one job rested on: every factory as it stood, what its kind answered, how it scored."""
+
+    groups: tuple[tuple[Answer, tuple[Standing, ...]], ...]
+    """Each factory is in one group, with the others that said the same."""
+    scores: Scores
+
+    def places(self) -> list[Place]:
+        """Return every place that was open, best first."""
+        return sorted(
+            self.scores.place(standing, engine)
+            for answer, members in self.groups
+            for engine in answer.open
+            for standing in members
+        )
+
+
+class Table:
+    """The open places of one class of jobs, while seats are being taken.
+
+    A score only falls while a plan is made, so the heap holds upper bounds: when the top's rank is still true, it is
+    the best of all; else it sinks to where it belongs now.
+    """
+
+    def __init__(self, scores: Scores, fleet: Fleet, answers: Callable[[], Answers]) -> None:
+        """`answers` gives what the factories say to jobs of this class, which changes when an engine is closed."""
+        self.scores = scores
+        self._fleet = fleet
+        self._answers = answers
+        now = answers()
+        self._ranking = [scores.order(standing, engine) for standing in fleet.open for engine in now.of(standing).open]
+        heapify(self._ranking)
+
+    def best(self) -> Place | None:
+        """Return the best place that is open now, or None; it is not taken by asking."""
+        answers = self._answers()
+        while self._ranking:
+            top = self._ranking[0]
+            standing, engine = self._fleet.standings[top[-2]], top[-1]
+            if engine not in answers.of(standing).open:
+                heappop(self._ranking)
+            elif self.scores.order(standing, engine) == top:
+                return self.scores.place(standing, engine)
+            else:
+                heapreplace(self._ranking, self.scores.order(standing, engine))
+        return None
+
+    def grounds(self) -> Grounds:
+        """Return everything that a decision which is made now rests on."""
+        return Grounds(self._answers().of_groups(self._fleet.groups), self.scores)

@@ -1,0 +1,139 @@
+"""Temporal's data is gone: `gf recover` rebuilds every unfinished job from the ledger, and each ships exactly once.
+
+The reconciler, which would do the same by itself, is as good as off here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import TOPOLOGY
+from tests.e2e.conftest import Remote, Stack, running_stack, wait_for
+
+pytestmark = [pytest.mark.serial, pytest.mark.chaos]
+
+NEVER_S = 100_000
+STEPS = 6
+
+
+@pytest.fixture
+def lossy(tmp_path: Path, temporal_binary: Path) -> Iterator[Stack]:
+    """Return a stack of the test's own, whose reconciler does not come."""
+    with running_stack(tmp_path / "home", reconcile_s=NEVER_S) as running:
+        yield running
+
+
+def job(remote: Remote, told: Path, name: str, *fields: str, pause_s: float = 0.01) -> str:
+    """Return a job that makes a file step by step and tells the judge about each step."""
+    head = "\n".join(["engine: shell", f"repo: {remote.path}", "base: main", "profile: solo", "ship: base", *fields])
+    return f"""---
+{head}
+verify: test "$(ls {name}-* | wc -l)" -eq {STEPS}
+---
+# {name}
+
+```sh
+for i in $(seq 1 {STEPS}); do
+  if [ ! -f {name}-$i ]; then
+    echo "$i" > {name}-$i
+    echo "{name} $i $GIGAFACTORY_ATTEMPT" >> {told}
+    sleep {pause_s}
+  fi
+done
+```
+"""
+
+
+def steps_of(told: Path, name: str) -> list[str]:
+    """Return the steps that a job's scripts told, in order."""
+    lines = [line.split() for line in told.read_text().splitlines()] if told.exists() else []
+    return [line[1] for line in lines if line[0] == name]
+
+
+def recover(stack: Stack) -> dict[str, dict[str, Any]]:
+    """Run the command; return what it says of each job."""
+    done = stack.gf("recover", "--json")
+    report = json.loads(done.stdout)
+    return {entry["id"]: entry for entry in report["jobs"]}
+
+
+def test_recover_after_temporal_lost_everything(lossy: Stack, remote: Remote, tmp_path: Path) -> None:
+    """Jobs at every point of their life go on from there after a restart with an empty Temporal, and ship once."""
+    told = tmp_path / "told"
+    shipped = lossy.submit(job(remote, told, "done"))
+    lossy.ship(shipped)
+    gate = lossy.submit(job(remote, told, "gate"))
+    candidate = lossy.gate(gate)["candidate_sha"]
+    child = lossy.submit(job(remote, told, "child", f"deps: [{gate}]"))
+    paused = lossy.submit(job(remote, told, "paused", f"deps: [{gate}]"))
+    wait_for("the block", lambda: lossy.job(paused)["conditions"])
+    assert lossy.act(paused, "pause").status_code == 200
+    slow = lossy.submit(job(remote, told, "slow", "lock: one", pause_s=0.8))
+    behind = lossy.submit(job(remote, told, "behind", "lock: one"))
+    wait_for("a checkpoint", lambda: len(steps_of(told, "slow")) >= 3 and remote.ref(f"refs/gigafactory/wip/{slow}/1"))
+    lossy.stop()
+    lossy.lose_temporal()
+    lossy.start()
+    found = recover(lossy)
+    assert {found[each]["found"] for each in (gate, child, paused, slow, behind)} == {"missing"}
+    assert shipped not in found
+    assert (found[gate]["at"], found[child]["at"]) == ("gate", "queue")
+    assert lossy.gate(gate)["candidate_sha"] == candidate
+    lossy.ship(gate)
+    lossy.ship(child)
+    document = lossy.job(paused)
+    assert (document["stage"], [condition["type"] for condition in document["conditions"]]) == ("queued", ["paused"])
+    assert lossy.act(paused, "resume").status_code == 200
+    lossy.ship(paused)
+    assert [attempt["epoch"] for attempt in lossy.ship(slow)["attempts"]] == [1, 2]
+    lossy.ship(behind)
+    assert steps_of(told, "slow").count("1") == 1, "the second attempt began from nothing"
+    assert steps_of(told, "gate") == [str(step) for step in range(1, STEPS + 1)], "a finished job was built again"
+    assert_each_landed_once(lossy, remote, {"done", "gate", "child", "paused", "slow", "behind"})
+
+
+@pytest.mark.skipif(TOPOLOGY == "production", reason="an empty PostgreSQL needs the schema, which a start brings")
+def test_recover_while_engines_run_supersedes_them(lossy: Stack, remote: Remote, tmp_path: Path) -> None:
+    """Temporal alone dies and forgets; what was running does not count any more, its work does."""
+    told = tmp_path / "told"
+    slow = lossy.submit(job(remote, told, "slow", pause_s=0.8))
+    gate = lossy.submit(job(remote, told, "gate", "review-policy: manual"))
+    candidate = lossy.gate(gate)["candidate_sha"]
+    wait_for("a checkpoint", lambda: len(steps_of(told, "slow")) >= 3 and remote.ref(f"refs/gigafactory/wip/{slow}/1"))
+    old = lossy.attempt_processes(slow)
+    steward = int(lossy.state()["steward"]["pid"])
+    os.kill(steward, signal.SIGSTOP)  # or it would be quicker than us
+    try:
+        pid = lossy.kill("temporal")
+        wait_for("its end", lambda: not Path(f"/proc/{pid}/exe").exists())
+        lossy.lose_temporal()
+    finally:
+        os.kill(steward, signal.SIGCONT)
+    wait_for("a new server", lambda: lossy.part("temporal")["pid"] != pid)
+    found = recover(lossy)
+    assert (found[gate]["at"], found[slow]["at"], found[slow]["superseded"]) == ("gate", "queue", 1)
+    assert {entry["found"] for entry in recover(lossy).values()} == {"running"}
+    wait_for("the old engine's end", lambda: not set(old) & set(lossy.attempt_processes(slow)))
+    assert [attempt["outcome"] for attempt in lossy.ship(slow)["attempts"]] == ["lease_lost", "succeeded"]
+    assert lossy.gate(gate)["candidate_sha"] == candidate
+    lossy.ship(gate)
+    assert steps_of(told, "slow").count("1") == 1
+    assert_each_landed_once(lossy, remote, {"slow", "gate"})
+
+
+def assert_each_landed_once(stack: Stack, remote: Remote, names: set[str]) -> None:
+    """Each file of each job was added to the base once, and each job tells of one end."""
+    added = Counter(remote.added("main"))
+    assert added == Counter(["README.md", *(f"{name}-{step}" for name in names for step in range(1, STEPS + 1))])
+    listed = stack.patiently("GET", "/fleet/jobs", params={"limit": 200}).json()["jobs"]
+    for entry in listed:
+        ends = [event["type"] for event in stack.events(entry["id"]) if event["type"] == "job.shipped"]
+        assert len(ends) == 1, entry
