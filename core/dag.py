@@ -12,12 +12,13 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Literal
 
 from core.job import Message, Stage
-from core.lifecycle import ENDED
 
 Gate = Literal["start", "ship"]
 Until = Literal["shipped", "testing"]
 EdgeState = Literal["open", "done", "failed", "dropped"]
 Outcome = Literal["ready", "waiting", "failed"]
+
+_FAILED = (Stage.FAILED, Stage.DEAD_LETTER, Stage.CANCELLED)
 
 
 class Wait(Message):
@@ -42,7 +43,7 @@ def edge_state(stage: Stage, until: Until) -> EdgeState | None:
     """
     if stage == Stage.SHIPPED or (until == "testing" and stage == Stage.TESTING):
         return "done"
-    if stage in ENDED:
+    if stage in _FAILED:
         return "failed"
     return None if stage == Stage.REVIEW else "open"
 

@@ -32,6 +32,7 @@ from core.job_events import (
     Finish,
     Granted,
     Hold,
+    Interrupt,
     JobState,
     Judge,
     Judged,
@@ -246,13 +247,15 @@ def _on_built(state: JobState, event: Built, now: datetime) -> Decision:
     result = event.result
     if state.step != "build" or result.epoch != state.epoch or state.grant is None:
         return Decision(state=state)
-    if state.stopping:
+    succeeded = result.outcome == "succeeded" and _judgeable(state.spec, result)
+    if state.stopping and not (succeeded and state.stopping == "interrupted"):  # a candidate is not thrown away
         return _stopped(state, result, now)
-    if result.outcome == "failed" or not _judgeable(state.spec, result):
+    if not succeeded:
         failure = result.failure or FailureKind.BAD_RESULT
         return _attempt_failed(state, failure, result.message, now, result=result)
     judged = _move(state, Stage.REVIEW)
     judged = _update(judged, step="judge", candidate_sha=result.candidate_sha, base_sha=result.base_sha, verify="")
+    judged = _update(judged, stopping="", stopping_because="")
     judge = Judge(grant=state.grant, base_sha=result.base_sha, candidate_sha=result.candidate_sha)
     return Decision(state=judged, commands=(judge,))
 
@@ -331,6 +334,18 @@ def _on_lease_lost(state: JobState, event: LeaseLost, now: datetime) -> Decision
         return _prefixed(StopStep(wait=False), _stopped(state, None, now))
     lost = _attempt_failed(state, FailureKind.LEASE_LOST, event.reason or "the attempt was lost", now)
     return _prefixed(StopStep(wait=False), lost)
+
+
+def _on_interrupt(state: JobState, event: Interrupt, now: datetime) -> Decision:
+    """Stop what runs: an attempt goes back to the queue, a verify begins again where it may; a ship is left alone."""
+    if event.epoch != state.epoch or state.stopping or state.step not in ("build", "judge"):
+        return Decision(state=state)
+    entry = Entry(type="attempt.interrupted", message=event.reason[:2000], data={"step": state.step})
+    note = Write(record=Record(epoch=state.epoch, entries=(entry,)))
+    if state.step == "judge":
+        return Decision(state=state, commands=(StopStep(wait=False), note))
+    stopping = _update(state, stopping="interrupted", stopping_because=event.reason)
+    return Decision(state=stopping, commands=(StopStep(wait=True), note))
 
 
 def _on_refused(state: JobState, event: Refused, now: datetime) -> Decision:
@@ -453,6 +468,7 @@ _HANDLERS: dict[type, Callable[[JobState, Any, datetime], Decision]] = {
     Built: _on_built,
     StepBroken: _on_step_broken,
     LeaseLost: _on_lease_lost,
+    Interrupt: _on_interrupt,
     Judged: _on_judged,
     ShipEnded: _on_ship_ended,
     Act: _on_act,
@@ -502,7 +518,11 @@ def _gate_blocked(state: JobState, message: str, data: dict[str, Any]) -> Decisi
 
 
 def _stopped(state: JobState, result: BuildResult | None, now: datetime) -> Decision:
-    """The running step ended because an operator wanted it to: end the job, or put it aside."""
+    """The running step ended because it was asked to: end the job, put it aside, or queue it again."""
+    if state.stopping == "interrupted":
+        message = state.stopping_because or "interrupted"
+        running = _update(state, stopping="", stopping_because="")
+        return _attempt_failed(running, FailureKind.INTERRUPTED, message, now, result=result)
     cancelled = state.stopping == "cancelled"
     target = Stage.CANCELLED if cancelled else Stage.QUEUED
     conditions = () if cancelled else (*state.conditions, _paused_condition(""))
@@ -576,11 +596,12 @@ def _after_failure(
     state: JobState, failure: FailureKind, message: str, retry_at: datetime | None, now: datetime
 ) -> JobState:
     """Return the state a failure leads to; retries count only what `retry` counts."""
-    if failure == FailureKind.LEASE_LOST:
-        if state.reclaims >= state.policy.reclaim_limit:
+    if failure in (FailureKind.LEASE_LOST, FailureKind.INTERRUPTED):
+        lost = failure == FailureKind.LEASE_LOST
+        if lost and state.reclaims >= state.policy.reclaim_limit:
             return _update(_move(state, Stage.DEAD_LETTER), conditions=())
         queued = _move(state, Stage.QUEUED)
-        return _update(queued, reclaims=state.reclaims + 1, conditions=_paused_only(state), wake_at=None)
+        return _update(queued, reclaims=state.reclaims + lost, conditions=_paused_only(state), wake_at=None)
     if failure == FailureKind.RATE_LIMITED:
         until = retry_at if retry_at and retry_at > now else now + DEFAULT_LIMIT_SLEEP
         return _sleep(state, "usage_limit", f"usage limit of the engine's provider: {message}", until)

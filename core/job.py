@@ -61,6 +61,8 @@ class FailureKind(StrEnum):
     BAD_RESULT = "bad_result"
     LEASE_LOST = "lease_lost"
     CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+    """Stopped for the sake of the fleet (kill switch, drain): nobody's fault, and nothing is counted."""
 
 
 RETRYABLE_BY_MANIFEST = (

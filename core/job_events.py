@@ -34,8 +34,10 @@ class JobState(Message):
     stage: Stage = Stage.QUEUED
     step: Step = ""
     """What is running for the job right now."""
-    stopping: Literal["", "cancelled", "paused"] = ""
-    """An operator asked for the running step to end; what for."""
+    stopping: Literal["", "cancelled", "paused", "interrupted"] = ""
+    """The running step was asked to end; what for."""
+    stopping_because: str = ""
+    """For `interrupted`: why, in the words of whoever asked."""
     epoch: int = 0
     grant: Grant | None = None
     candidate_sha: str = ""
@@ -137,6 +139,13 @@ class LeaseLost(Message):
     checkpoint_sha: str = ""
 
 
+class Interrupt(Message):
+    """The control plane wants what runs for this epoch to end, and the job to be queued again."""
+
+    epoch: int
+    reason: str = ""
+
+
 class Judged(Message):
     """Scope and verify of the candidate are known."""
 
@@ -182,6 +191,7 @@ Event = (
     | Built
     | StepBroken
     | LeaseLost
+    | Interrupt
     | Judged
     | ShipEnded
     | Act

@@ -150,6 +150,13 @@ class LostSignal(Message):
     checkpoint_sha: str = ""
 
 
+class InterruptSignal(Message):
+    """Payload of the `interrupt` signal."""
+
+    epoch: int
+    reason: str = ""
+
+
 class ReconcileReply(Message):
     """What one pass of the reconciler looked at and mended."""
 

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from core.attempt import Usage
+from core.dag import Wait
 from core.errors import IllegalTransition
 from core.job import Condition, Message, Stage
 

@@ -7,17 +7,19 @@ from datetime import datetime
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, update
 
+from core.dag import edge_state
 from core.errors import FieldProblem, IdempotencyConflict, InvalidInput
 from core.job import Dependency, Stage
 from core.router_snapshot import ready_job
 from store.chain import GENESIS, digest, event_hash
 from store.column_types import clean_text
 from store.database import insert_new, serialise
+from store.edges import blocked_by_parents, held_when_ready, take_turn
 from store.messages import Submission
 from store.outbox import enqueue_start
-from store.parents import satisfied
+from store.parents import WAITING, wait_state
 from store.tables import edges, events, idempotency_keys, jobs, profiles
 from store.views import Submitted
 
@@ -122,24 +124,44 @@ def job_of_key(connection: Connection, product_id: str, key: str) -> str | None:
 def _create(connection: Connection, submission: Submission, ids: Mapping[str, str], now: datetime) -> None:
     spec = submission.spec
     deps = {ids.get(dep.job_id, dep.job_id): dep for dep in spec.deps}
-    waits = not _parents_done(connection, deps, spec.product_id)
-    event = _submitted_event(submission, now)
-    row = _job_row(submission, now) | {"held": "parents" if waits else None}
-    connection.execute(insert(jobs), row | {"event_seq": 1, "event_hash": event["hash"]})
-    connection.execute(insert(events), event)
-    edge = {"child_id": submission.job_id, "product_id": spec.product_id}
     if deps:
-        rows = [edge | {"parent_id": parent, "until": dep.until} for parent, dep in deps.items()]
-        connection.execute(insert(edges), rows)
+        take_turn(connection)
+    parents = _parent_stages(connection, deps, spec.product_id)
+    event = _submitted_event(submission, now)
+    connection.execute(insert(jobs), _job_row(submission, now) | {"event_seq": 1, "event_hash": event["hash"]})
+    connection.execute(insert(events), event)
+    held = _wait_for(connection, submission, deps, parents)
     _keep_key(connection, submission, now)
     _keep_profile(connection, submission, now)
-    enqueue_start(connection, job_id=submission.job_id, product_id=spec.product_id, life=1, now=now)
+    if held != WAITING:
+        enqueue_start(connection, job_id=submission.job_id, product_id=spec.product_id, life=1, now=now)
 
 
-def _parents_done(connection: Connection, deps: Mapping[str, Dependency], product_id: str) -> bool:
-    """Return whether no parent has to be waited for; a parent must be a job of the same product."""
+def _wait_for(
+    connection: Connection, submission: Submission, deps: Mapping[str, Dependency], parents: Mapping[str, Stage]
+) -> str | None:
+    """Write the edges to the job's parents, and what holds it back because of them."""
     if not deps:
-        return True
+        return None
+    edge = {"child_id": submission.job_id, "product_id": submission.spec.product_id}
+    rows = [
+        edge | {"parent_id": parent, "until": dep.until, "state": edge_state(parents[parent], dep.until) or "open"}
+        for parent, dep in deps.items()
+    ]
+    connection.execute(insert(edges), rows)
+    state = wait_state(connection, submission.job_id)
+    if state.outcome == "ready":
+        held, conditions = held_when_ready(0, submission.spec.repository.base_sha), []
+    else:
+        held, conditions = WAITING, [blocked_by_parents(state).model_dump(mode="json")]
+    connection.execute(update(jobs).where(jobs.c.id == submission.job_id).values(held=held, conditions=conditions))
+    return held
+
+
+def _parent_stages(connection: Connection, deps: Mapping[str, Dependency], product_id: str) -> dict[str, Stage]:
+    """Return the stage of each parent, which must be a job of the same product."""
+    if not deps:
+        return {}
     known = {
         row.id: Stage(row.stage)
         for row in connection.execute(
@@ -154,7 +176,7 @@ def _parents_done(connection: Connection, deps: Mapping[str, Dependency], produc
     if problems:
         unknown = ", ".join(str(problem.value) for problem in problems)
         raise InvalidInput(f"deps names unknown jobs: {unknown}", problems, hint="`gf jobs` lists the jobs")
-    return all(satisfied(known[parent], dep.until) for parent, dep in deps.items())
+    return known
 
 
 def _job_row(submission: Submission, now: datetime) -> dict[str, Any]:

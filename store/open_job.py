@@ -114,7 +114,7 @@ def save_all(opened: Sequence[OpenJob]) -> None:
     connection = opened[0].connection
     connection.execute(insert(events), [event for job in opened for event in job.noted_events])
     rows = [{f"new_{name}": value for name, value in job.noted_values.items()} | {"job": job.id} for job in opened]
-    columns = {name.removeprefix("new_"): bindparam(name) for name in rows[0] if name != "job"}
+    columns: dict[str, Any] = {name.removeprefix("new_"): bindparam(name) for name in rows[0] if name != "job"}
     connection.execute(update(jobs).where(jobs.c.id == bindparam("job")).values(columns), rows)
 
 

@@ -82,7 +82,7 @@ def _wait_state(rows: Sequence[AnyRow], gate: Gate) -> WaitState:
         message = f"{whom}: {told}"
     elif outcome == "waiting":
         told = _named([f"{row.parent_id} ({row.stage}{_until(row, gate)})" for row in open_], open_[0].total)
-        message = f"waits for {told}" if gate == "start" else f"waits for its child jobs: {told}"
+        message = f"waits for its parents: {told}" if gate == "start" else f"waits for its child jobs: {told}"
     else:
         message = "all parents are done" if gate == "start" else "all child jobs are done"
     return WaitState(

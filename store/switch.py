@@ -63,7 +63,9 @@ def _stop(connection: Connection, halt: Halt, now: datetime) -> tuple[StoppedAtt
     ).all()
     for lease in held:
         payload = {"epoch": lease.epoch, "reason": str(halt)}
-        enqueue_signal(connection, "halted", job_id=lease.job_id, product_id=lease.product_id, payload=payload, now=now)
+        enqueue_signal(
+            connection, "interrupt", job_id=lease.job_id, product_id=lease.product_id, payload=payload, now=now
+        )
     return tuple(StoppedAttempt.model_validate(lease._asdict()) for lease in held)
 
 

@@ -74,7 +74,7 @@ def write_token(path: Path, token: str) -> None:
 
 def local_tokens(home: Path) -> Iterator[LocalToken]:
     """Yield the tokens in the files of `home` that nobody else could have written."""
-    files = [(person_token_file(home), None)]
+    files: list[tuple[Path, str | None]] = [(person_token_file(home), None)]
     files += [(path, path.parent.name) for path in sorted(home.glob("factories/*/token"))]
     for path, factory in files:
         with contextlib.suppress(OSError):

@@ -4,7 +4,7 @@ Purpose: receives what happens to a job, asks `core.decision.decide` what to do,
 decision of its own. One workflow per life of a job, id `gf-job-<product>-<job>`.
 
 Messages in:
-  signals `granted`, `lease_lost`, `parents_changed` come from the ledger's outbox; `ship`, `approve`, `reject`,
+  signals `granted`, `lease_lost`, `interrupt`, `parents_changed` come from the outbox; `ship`, `approve`, `reject`,
   `requeue`, `cancel`, `pause`, `resume` from people (Temporal's Web UI, the `temporal` CLI). All signals go through
   one dynamic handler that takes raw values: what cannot be understood is recorded as refused, never dropped and
   never able to wedge the workflow.
@@ -60,6 +60,7 @@ with workflow.unsafe.imports_passed_through():
         Finish,
         Granted,
         Hold,
+        Interrupt,
         JobState,
         Judge,
         Judged,
@@ -86,6 +87,7 @@ with workflow.unsafe.imports_passed_through():
         ActReply,
         ActRequest,
         HoldRequest,
+        InterruptSignal,
         JobInput,
         JobOutcome,
         JobRef,
@@ -211,6 +213,9 @@ class JobWorkflow:
         if name == "lease_lost":
             lost = _as(LostSignal, value)
             return LeaseLost(epoch=lost.epoch, reason=lost.reason, checkpoint_sha=lost.checkpoint_sha)
+        if name == "interrupt":
+            interrupt = _as(InterruptSignal, value)
+            return Interrupt(epoch=interrupt.epoch, reason=interrupt.reason)
         if name == "parents_changed":
             return ParentsChanged()
         if name not in ACTIONS:
@@ -482,7 +487,7 @@ class JobWorkflow:
                 failures += 1
             except ActivityError as error:
                 failure, message = _failure_of(error)
-                failures += not _machine_lost(error)
+                failures += not _through_no_fault(error)
             if self._stop_requested or failures >= BROKEN_STEP_LIMIT:
                 self._broken(grant.epoch, step, failure, message)
                 return None
@@ -542,11 +547,11 @@ def _failure_of(error: ActivityError) -> tuple[FailureKind, str]:
     return FailureKind.CRASH, str(cause or error)
 
 
-def _machine_lost(error: ActivityError) -> bool:
-    """Return whether a step ended because its factory did: then it is tried elsewhere for as long as it takes."""
+def _through_no_fault(error: ActivityError) -> bool:
+    """Return whether a step ended with its factory, or was interrupted: it is tried again for as long as it takes."""
     cause = error.cause
     shut_down = isinstance(cause, ApplicationError) and cause.type == "WorkerShutdown"
-    return isinstance(cause, ActivityTimeout) or shut_down
+    return isinstance(cause, ActivityTimeout | CancelledError) or shut_down
 
 
 def _plain(args: Sequence[RawValue]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path
 from pydantic import Field, field_validator
@@ -175,10 +175,10 @@ async def beat(parts: Parts, factory: Name, heartbeat: Heartbeat) -> Registered:
     status = FactoryStatus(
         load=heartbeat.load, free_disk_gb=heartbeat.free_disk_gb, warm_repositories=heartbeat.warm_repositories
     )
-    returned = await parts.ledger.factory_heartbeat(factory, heartbeat.instance, status, now=utc_now())
-    if returned:
+    answer = await parts.ledger.factory_heartbeat(factory, heartbeat.instance, status, now=utc_now())
+    if answer.returned:
         parts.dispatcher.wake()
-    return Registered(name=factory, state=(await parts.ledger.factory(factory)).state)
+    return Registered(name=factory, state=answer.state)
 
 
 @router.post("/{factory}/drain", dependencies=TO_END)
@@ -221,7 +221,7 @@ async def retire_factory(parts: Parts, caller: FleetCaller, factory: Name, retir
     return Retired(name=factory, attempts=held)
 
 
-async def _set_state(parts: Parts, name: str, leaving: Leaving, state: FactoryState) -> Registered:
+async def _set_state(parts: Parts, name: str, leaving: Leaving, state: Literal["draining", "offline"]) -> Registered:
     row = await parts.ledger.factory(name)
     if leaving.instance is not None and leaving.instance != row.instance:
         raise Conflict(f"factory {name} is run by another agent now (process {row.pid})", name=name, pid=row.pid)

@@ -109,7 +109,7 @@ def test_reports_go_on_through_a_rotation(two: tuple[ApiProcess, ApiProcess]) ->
     """While a factory's token is replaced no call of its agent is refused: the old one is good beside the new one."""
     first, second = two
     old = made(first, roles=["factory"], factory="mac-1")
-    refused = []
+    refused: list[int] = []
     shown = [old["secret"]]
     stop = threading.Event()
 

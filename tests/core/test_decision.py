@@ -24,6 +24,7 @@ from core.job_events import (
     Finish,
     Granted,
     Hold,
+    Interrupt,
     JobState,
     Judge,
     Judged,
@@ -284,6 +285,62 @@ def test_lost_lease_is_routed_again_at_once_and_bounded() -> None:
     assert state.stage == Stage.DEAD_LETTER
 
 
+def test_interrupted_attempts_are_queued_again_and_count_nothing() -> None:
+    """However often the kill switch or a drain stops a job, it never ends for it; its work goes on in the next one."""
+    state, _ = play(fresh(retry=RetrySpec(max=1)), Started(grant=grant(1)))
+    for epoch in range(1, 9):
+        stopped = failed(FailureKind.INTERRUPTED, epoch)
+        work = stopped.result.model_copy(update={"checkpoint_sha": f"{epoch:040}"})
+        state, commands = play(state, Built(result=work))
+        record = last_record(commands)
+        assert (state.stage, state.reclaims, state.failures) == (Stage.QUEUED, 0, 0)
+        assert (record.attempt_outcome, record.checkpoint_sha) == (FailureKind.INTERRUPTED, f"{epoch:040}")
+        assert record.end_lease
+        assert not record.exclude_factory
+        assert isinstance(commands[-1], Route)
+        state, _ = play(state, Granted(grant=grant(epoch + 1)))
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        failed(FailureKind.CANCELLED),
+        failed(FailureKind.CRASH),
+        StepBroken(epoch=1, step="build", failure=FailureKind.LEASE_LOST, message="no heartbeat"),
+        LeaseLost(epoch=1),
+    ],
+    ids=["cancelled", "crash", "silent", "lost"],
+)
+def test_interrupt_stops_the_build_whatever_its_end_looks_like(ending: Event) -> None:
+    """The step is stopped and its answer awaited; then the job is queued, with the reason in its record."""
+    state, commands = play(fresh(), Started(grant=grant()), Interrupt(epoch=1, reason="the fleet was halted by ada"))
+    assert StopStep(wait=True) in commands
+    assert state.stage == Stage.BUILDING
+    state, commands = play(state, ending)
+    assert (state.stage, state.stopping, state.reclaims, state.conditions) == (Stage.QUEUED, "", 0, ())
+    assert last_record(commands).attempt_outcome == FailureKind.INTERRUPTED
+    assert last_record(commands).attempt_message == "the fleet was halted by ada"
+    assert isinstance(commands[-1], Route)
+
+
+def test_candidate_that_came_before_the_interrupt_is_kept() -> None:
+    """An engine that was done is not asked to do it again: its candidate is judged."""
+    state, commands = play(fresh(), Started(grant=grant()), Interrupt(epoch=1), built())
+    assert (state.stage, state.step, state.stopping) == (Stage.REVIEW, "judge", "")
+    assert isinstance(commands[-1], Judge)
+
+
+def test_interrupt_begins_verify_again_and_leaves_the_rest_alone() -> None:
+    """The candidate stays; the running verify is stopped without being given up. A ship, another epoch: nothing."""
+    judging, _ = play(fresh(), Started(grant=grant()), built())
+    state, commands = play(judging, Interrupt(epoch=1, reason="halted"))
+    assert state == judging
+    assert commands[0] == StopStep(wait=False)
+    assert play(judging, Interrupt(epoch=2)) == (judging, [])
+    shipping, _ = play(judging, judged(), act("ship", CANDIDATE))
+    assert play(shipping, Interrupt(epoch=1)) == (shipping, [])
+
+
 def test_answers_of_a_lost_epoch_change_nothing() -> None:
     """What epoch 1 says after epoch 2 began is ignored."""
     state, _ = play(fresh(), Started(grant=grant(1)), LeaseLost(epoch=1), Granted(grant=grant(2)))
@@ -395,6 +452,7 @@ events = st.one_of(
         message=st.just("m"),
     ),
     st.builds(LeaseLost, epoch=epochs),
+    st.builds(Interrupt, epoch=epochs),
     st.builds(ParentsResolved, outcome=st.sampled_from(["ready", "waiting", "failed"])),
     st.builds(act, st.sampled_from(ACTIONS), st.sampled_from(["", CANDIDATE])),
     st.just(Tick()),

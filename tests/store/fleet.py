@@ -23,7 +23,7 @@ from store.messages import (
     StationOffer,
     StepBlock,
 )
-from store.views import EventView, FactoryRow, JobView, OutboxRow, ReportAck, Submitted
+from store.views import BeatAnswer, EventView, FactoryRow, JobView, OutboxRow, ReportAck, Submitted
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 BASE = "b" * 40
@@ -92,7 +92,7 @@ class Fleet:
         )
         return await self.ledger.register_factory(registration, self.now)
 
-    async def beat(self, name: str, instance: str | None = None, **status: Any) -> bool:
+    async def beat(self, name: str, instance: str | None = None, **status: Any) -> BeatAnswer:
         """Let a factory's agent be heard of."""
         return await self.ledger.factory_heartbeat(name, instance or f"{name}-a", FactoryStatus(**status), self.now)
 

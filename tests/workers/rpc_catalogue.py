@@ -37,7 +37,7 @@ def _message(name: str) -> type[Message]:
             if of:
                 made.type_name = f".{PACKAGE}.{of}"
     pool = DescriptorPool()
-    pool.Add(file)  # type: ignore[no-untyped-call]
+    pool.Add(file)
     return GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
 
 
