@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from fastapi.routing import APIRoute
 
 from api import problems
-from api.app import bare_app
-from api.auth import PUBLIC_PATHS
+from api.app import bare_app, served_routes
+from api.auth import PUBLIC_PATHS, permissions_of
 from api.openapi import PLACE, openapi_text
 from core.errors import GigafactoryError
 from core.job import FailureKind
+from core.roles import ROLE_PERMISSIONS, Permission, Role
+from core.tokens import OLD_PERSON_PREFIX, PERSON_PREFIX, PREFIXES
 
 REFERENCE = PLACE.parent
 OTHER_ERRORS = ("workers.stack_start", "workers.temporal_server")
@@ -67,14 +70,41 @@ def test_every_kind_of_failure_is_documented(kind: FailureKind) -> None:
     assert any(cells[0] == f"`{kind}`" for cells in rows("errors.md"))
 
 
-def test_every_path_is_documented_with_who_may_use_it() -> None:
-    """The table of paths is complete, names nothing else, and says whose token opens each path."""
+def test_every_path_is_documented_with_the_permission_that_it_needs() -> None:
+    """The table of paths is complete, names nothing else, and says what opens each path."""
     documented = {cells[0].strip("`"): cells[1] for cells in rows("api.md") if re.match(r"`(GET|POST|PUT) ", cells[0])}
     served = {
-        f"{method.upper()} {path}" for path, methods in bare_app().openapi()["paths"].items() for method in methods
+        f"{method} {route.path.replace(':path}', '}')}": in_words(permissions_of(route))
+        for route in served_routes()
+        if isinstance(route, APIRoute)
+        for method in route.methods
     }
-    assert set(documented) == served | {"GET /fleet/openapi.json"}
-    assert {path for path, who in documented.items() if who == "anyone"} == {f"GET {path}" for path in PUBLIC_PATHS}
+    assert documented == served
+    assert {path for path, needs in documented.items() if needs == "anyone"} == {f"GET {path}" for path in PUBLIC_PATHS}
+
+
+def in_words(permissions: Iterable[Permission]) -> str:
+    """Return permissions as the pages write them."""
+    return ", ".join(f"`{permission}`" for permission in sorted(permissions)) or "anyone"
+
+
+def test_every_role_is_documented_with_its_permissions() -> None:
+    """The table of roles says what each has; a viewer's are told once."""
+    looks = ROLE_PERMISSIONS[Role.VIEWER]
+    documented = {cells[0].strip("`"): cells[1] for cells in rows("tokens.md") if cells[0].strip("`") in list(Role)}
+    assert set(documented) == set(Role)
+    for role, granted in ROLE_PERMISSIONS.items():
+        told = {Permission(name) for name in re.findall(r"`([a-z.]+)`", documented[role])}
+        inherited = looks if "those of a viewer" in documented[role] else frozenset()
+        assert told | inherited == granted, role
+        assert not told & inherited, role
+
+
+def test_every_permission_and_prefix_is_documented() -> None:
+    """What each permission opens and whose each prefix is stands in the reference, and nothing that does not exist."""
+    first = {cells[0].strip("`") for cells in rows("tokens.md")}
+    assert {name for name in first if re.fullmatch(r"[a-z]+\.[a-z]+", name)} == set(Permission)
+    assert {name for name in first if name.endswith("_")} == {PERSON_PREFIX, OLD_PERSON_PREFIX, *PREFIXES.values()}
 
 
 def test_every_operation_says_what_it_does_and_how_it_fails() -> None:
@@ -87,8 +117,8 @@ def test_every_operation_says_what_it_does_and_how_it_fails() -> None:
 
 
 def test_links_of_the_pages_lead_somewhere() -> None:
-    """Relative links of the API's, the command line's and the errors' page point to pages that exist."""
-    for page in ("api.md", "cli.md", "errors.md"):
+    """Relative links of these pages point to pages that exist."""
+    for page in ("api.md", "cli.md", "errors.md", "tokens.md"):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (REFERENCE / page).read_text()):
             assert (REFERENCE / target).exists(), (page, target)
 

@@ -34,6 +34,13 @@ def test_reference_lists_every_event_that_the_ledger_writes() -> None:
     assert first_column("Events") == written
 
 
+def test_reference_lists_every_line_of_the_audit_log() -> None:
+    """The page names exactly the types of lines in the ledger's code."""
+    code = "".join(path.read_text() for path in sorted((ROOT / "store").glob("*.py")))
+
+    assert first_column("The audit log") == set(re.findall(r'audit\.note\(\s*connection,\s*"([a-z.]+)"', code))
+
+
 def test_reference_names_the_bounds_of_the_code() -> None:
     """Numbers on the page are those of the code."""
     assert f"after {MAX_REFUSED_EVENTS} of one epoch" in PAGE
