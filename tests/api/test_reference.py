@@ -77,7 +77,7 @@ def test_every_path_is_documented_with_the_permission_that_it_needs() -> None:
         f"{method} {route.path.replace(':path}', '}')}": in_words(permissions_of(route))
         for route in served_routes()
         if isinstance(route, APIRoute)
-        for method in route.methods
+        for method in route.methods or ()
     }
     assert documented == served
     assert {path for path, needs in documented.items() if needs == "anyone"} == {f"GET {path}" for path in PUBLIC_PATHS}
