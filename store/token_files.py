@@ -78,9 +78,19 @@ def local_tokens(home: Path) -> Iterator[LocalToken]:
     files += [(path, path.parent.name) for path in sorted(home.glob("factories/*/token"))]
     for path, factory in files:
         with contextlib.suppress(OSError):
-            seen = path.stat()
-            if seen.st_uid == os.getuid() and not seen.st_mode & 0o022:
+            if is_trustworthy(path.stat(), path.parent.stat(), os.getuid()):
                 yield LocalToken(path, path.read_text(encoding="utf-8").strip(), factory)
+
+
+def is_trustworthy(file: os.stat_result, folder: os.stat_result, us: int) -> bool:
+    """Return whether nobody else can have put a token where `file` is; `us` is our user id.
+
+    A file of another user counts where only we or root can place one: that is what a secret looks like that was mounted
+    into a container.
+    """
+    owners = (us, 0)
+    placed_by_us = folder.st_uid in owners and not folder.st_mode & 0o022
+    return not file.st_mode & 0o022 and (file.st_uid in owners or placed_by_us)
 
 
 def _ensure(path: Path, prefix: str) -> str:

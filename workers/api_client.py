@@ -112,6 +112,15 @@ class FactoryApi:
         """
         return str((await self._post(f"/fleet/factories/{name}/heartbeat", json=body))["state"])
 
+    async def state(self, name: str) -> str:
+        """Return the state that the factory has.
+
+        Raises:
+            NotFound: it is not known (any more).
+
+        """
+        return str((await self._call("GET", f"/fleet/factories/{name}"))["state"])
+
     async def drain(self, name: str, instance: str) -> None:
         """Ask for no further jobs."""
         await self._post(f"/fleet/factories/{name}/drain", json={"instance": instance})

@@ -191,7 +191,8 @@ class Agent:
             try:
                 return await connect_factory(self.settings, self.token_file, identity=f"factory/{self.name}")
             except RuntimeError as error:
-                log.info("temporal.waiting", address=self.settings.temporal_address, error=str(error))
+                way = self.settings.gateway_url or self.settings.temporal_address
+                log.info("temporal.waiting", address=way, error=str(error))
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self.stop.wait(), pause)
                 pause = min(pause * 2, LONGEST_PAUSE_S)
@@ -398,10 +399,17 @@ def lock_identity(folder: Path) -> IO[str] | None:
     return lock
 
 
+def take_first_token(own: Path, first: Path) -> None:
+    """Copy the token to begin with into our own file, unless we have one: that may have been renewed since."""
+    if not own.exists():
+        write_token(own, first.read_text(encoding="utf-8").strip())
+
+
 async def main(arguments: Sequence[str] | None = None) -> int:
     """Run a factory until SIGTERM or SIGINT; returns the exit code."""
     parser = argparse.ArgumentParser(prog="workers.factory_agent", description="Runs one factory.")
     parser.add_argument("--name", help="name of the factory; a memorable one is made up when it is missing")
+    parser.add_argument("--first-token", type=Path, help="file with the token to begin with, if there is none of ours")
     given = parser.parse_args(arguments)
     settings = read_settings()
     name = given.name or settings.enrolled_as or memorable_name(f"{host_name()} {settings.home}")
@@ -412,6 +420,8 @@ async def main(arguments: Sequence[str] | None = None) -> int:
             "factory.in_use", name=name, hint="another agent of this name runs here; give this one another --name"
         )
         return EXIT_IN_USE
+    if given.first_token:
+        take_first_token(factory_token_file(settings.home, name), given.first_token)
     become_subreaper()
     agent = Agent(name, settings, dict(os.environ))
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -2,7 +2,9 @@
 
     python -P -m workers.health api              the API of this container answers, and its ledger does
     python -P -m workers.health control          a control worker of this host polls for workflow tasks
-    python -P -m workers.health factory NAME     the agent of that factory polls for workspace steps
+    python -P -m workers.health gateway          the gateway of this container takes connections
+    python -P -m workers.health factory NAME     the agent of that factory polls for workspace steps; of one behind a
+                                                 gateway, which may not ask Temporal: the API hears of it
 
 Exit code 0 when it does; otherwise 1, with a line on stderr that says what is missing.
 """
@@ -24,9 +26,12 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from core.attempt import factory_queue
+from core.errors import GigafactoryError
 from core.job_messages import CONTROL_QUEUE
 from core.settings import Settings
 from store.settings_source import read_settings
+from store.token_files import factory_token_file
+from workers.api_client import FactoryApi
 from workers.stack_parts import http_request
 from workflows.connection import connect
 
@@ -46,7 +51,33 @@ async def missing(settings: Settings, part: str, name: str) -> str:
         return "" if status == 200 else f"the API answers {status or 'nothing'} {body[:500].decode(errors='replace')}"
     if part == "control":
         return await _unpolled(settings, CONTROL_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW, control_identity())
+    if part == "gateway":
+        return await _deaf("127.0.0.1", settings.gateway_port)
+    if settings.gateway_url:
+        return await _unheard(settings, name)
     return await _unpolled(settings, factory_queue(name), TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY, f"factory/{name}")
+
+
+async def _deaf(host: str, port: int) -> str:
+    """Return an empty string when somebody takes connections there."""
+    try:
+        _, writer = await asyncio.open_connection(host, port)
+    except OSError as error:
+        return f"nobody listens at {host}:{port}: {error}"
+    writer.close()
+    return ""
+
+
+async def _unheard(settings: Settings, name: str) -> str:
+    """Return an empty string when the API hears of the factory."""
+    api = FactoryApi(settings.api_url, factory_token_file(settings.home, name))
+    try:
+        state = await api.state(name)
+    except GigafactoryError as error:
+        return f"the API at {settings.api_url} says of {name}: {error.message}"
+    finally:
+        await api.close()
+    return f"factory {name} is offline" if state == "offline" else ""
 
 
 async def _unpolled(settings: Settings, queue: str, kind: TaskQueueType.ValueType, identity: str) -> str:
@@ -73,7 +104,7 @@ async def _pollers(client: Client, queue: str, kind: TaskQueueType.ValueType) ->
 def main() -> int:
     """Check the part that the command line names; return the exit code."""
     parser = argparse.ArgumentParser(prog="workers.health")
-    parser.add_argument("part", choices=("api", "control", "factory"))
+    parser.add_argument("part", choices=("api", "control", "gateway", "factory"))
     parser.add_argument("name", nargs="?", default="")
     given = parser.parse_args()
     problem = asyncio.run(missing(read_settings(), given.part, given.name))

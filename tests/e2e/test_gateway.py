@@ -147,6 +147,10 @@ def test_job_on_a_factory_behind_the_gateway_ships(control: Stack, tmp_path: Pat
         assert known["gateway_url"] == f"http://{control.state()['urls']['gateway']}"
         assert "temporal_address" not in known
         assert not (machine.home / "ledger.db").exists()
+        assert health(control.env, "gateway", port=control.state()["ports"]["gateway"]) == 0
+        assert health(control.env, "gateway", port=1) == 1
+        assert health(machine.env, "factory", machine.factory) == 0
+        assert health(machine.env, "factory", "somebody-else") == 1
         job_id = begun(control, machine, remote, tmp_path / "through")
         killed = control.kill("gateway")
         wait_for("another gateway", lambda: control.part("gateway")["pid"] != killed)
@@ -208,6 +212,13 @@ def test_retired_factory_is_gone_and_its_token_opens_nothing(control: Stack, tmp
         assert shown(control, token) == whether(refused=True)
         factories = control.patiently("GET", "/fleet/factories").json()["factories"]
         assert machine.factory not in [factory["name"] for factory in factories]
+
+
+def health(env: dict[str, str], *part: str, port: int = 0) -> int:
+    """Return what a container's health check exits with."""
+    command = [sys.executable, "-P", "-m", "workers.health", *part]
+    env = env | {"GIGAFACTORY_GATEWAY_PORT": str(port)}
+    return subprocess.run(command, env=env, capture_output=True, check=False, timeout=60).returncode
 
 
 def tokens_of(control: Stack) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from store.token_files import (
     ensure_factory_token,
     ensure_person_token,
     factory_token_file,
+    is_trustworthy,
     new_token,
     person_token_file,
     write_token,
@@ -433,6 +435,31 @@ async def test_file_that_others_can_write_is_not_adopted(fleet: Fleet, book: Boo
     person_token_file(book.book._home).chmod(mode)
 
     assert not await book.opens(secret)
+
+
+@pytest.mark.parametrize(
+    ("file", "folder", "ours"),
+    [
+        ((0o600, 7), (0o700, 7), True),
+        ((0o600, 7), (0o777, 8), True),
+        ((0o644, 0), (0o755, 8), True),
+        ((0o644, 1000), (0o700, 7), True),  # a secret that was mounted into our directory
+        ((0o644, 1000), (0o755, 0), True),
+        ((0o644, 1000), (0o770, 7), False),
+        ((0o644, 1000), (0o755, 1000), False),
+        ((0o664, 1000), (0o700, 7), False),
+    ],
+)
+def test_file_of_another_user_counts_where_only_we_place_files(
+    file: tuple[int, int], folder: tuple[int, int], ours: bool
+) -> None:
+    """Mode and owner of the file and of its directory decide, for user 7."""
+    assert is_trustworthy(status(*file), status(*folder), 7) is ours
+
+
+def status(mode: int, uid: int) -> os.stat_result:
+    """Return the status of a file."""
+    return os.stat_result((mode, 0, 0, 1, uid, uid, 0, 0, 0, 0))
 
 
 @pytest.mark.req("F3")

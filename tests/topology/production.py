@@ -125,6 +125,8 @@ def plan_production(settings: Settings, site: Site, ports: PortReservation, *, f
         return replace(spec, name=name, command=site.command(service), env=env)
 
     api, second = {"GIGAFACTORY_API_PORT": str(base.ports["api"])}, {"GIGAFACTORY_API_PORT": str(second_port)}
+    chosen = {"GIGAFACTORY_GATEWAY_PORT": str(base.ports.get("gateway", ""))}
+    gateway = (part("gateway", "gateway", "gateway", **chosen),) if settings.gateway else ()
     parts = (
         of_base["guard"],
         part("temporal-schema", "temporal-schema", "migration"),
@@ -135,6 +137,7 @@ def plan_production(settings: Settings, site: Site, ports: PortReservation, *, f
         replace(part("api-2", "api", "api", **second), url=second_url, probe=lambda _pid: healthy(second_url)),
         part("control", "control", "control"),
         part("control-2", "control", "control"),
+        *gateway,
     )
     urls = {**base.urls, "api_2": second_url}
     return replace(base, parts=parts, factory=lambda name: _factory(base.factory(name), site, urls["api"]), urls=urls)

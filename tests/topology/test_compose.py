@@ -83,12 +83,13 @@ def test_no_container_has_more_rights_than_it_needs(service: Service) -> None:
         assert body["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_the_api_alone_is_published_and_on_loopback() -> None:
-    """Temporal and PostgreSQL trust whoever reaches them; Temporal's Web UI is there only when it is asked for."""
+def test_what_asks_for_tokens_is_published_and_on_loopback() -> None:
+    """Temporal and PostgreSQL trust whoever reaches them; Temporal's Web UI and the gateway have to be asked for."""
     published = {name: service.document["ports"] for name, service in SERVICES.items() if "ports" in service.document}
-    assert set(published) == {"api", "temporal-ui"}
+    assert set(published) == {"api", "gateway", "temporal-ui"}
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
-    assert SERVICES["temporal-ui"].document["profiles"] == ["ui"]
+    profiles = {name: body.document["profiles"] for name, body in SERVICES.items() if "profiles" in body.document}
+    assert profiles == {"temporal-ui": ["ui"], "gateway": ["gateway"]}
     assert DOCUMENT["networks"]["inside"]["internal"] is True
     assert all("inside" in service.document["networks"] for service in SERVICES.values())
     assert not {"postgres", "temporal"} & {
@@ -119,8 +120,8 @@ def test_everything_that_is_named_is_there_and_used() -> None:
 def test_control_plane_alone_knows_the_ledger() -> None:
     """A factory never opens it, and gets no token but its own."""
     with_ledger = {name for name, service in SERVICES.items() if f"{PREFIX}DATABASE_URL" in service.environment}
-    assert with_ledger == {"migration", "api", "control"}
-    assert [secret["source"] for secret in SERVICES["factory"].document["secrets"]] == ["factory-token"]
+    assert with_ledger == {"migration", "api", "control", "gateway"}
+    assert [secret["source"] for secret in SERVICES["factory"].document["secrets"]] == ["factory-1-token"]
 
 
 def test_file_holds_no_secret_and_says_what_it_needs() -> None:
@@ -159,8 +160,8 @@ def test_secrets_are_made_once_and_kept(tmp_path: Path) -> None:
     subprocess.run(script, check=True)
     made = {path: path.read_text() for path in (tmp_path / ".env", *(tmp_path / "secrets").iterdir())}
     assert re.fullmatch(r"POSTGRES_PASSWORD=[A-Za-z0-9]{43}\n", made[tmp_path / ".env"])
-    assert re.fullmatch(r"gf_[A-Za-z0-9]{43}\n", made[tmp_path / "secrets" / "token"])
-    assert re.fullmatch(r"gff_[A-Za-z0-9]{43}\n", made[tmp_path / "secrets" / "factory-token"])
+    assert re.fullmatch(r"gfu_[A-Za-z0-9]{43}\n", made[tmp_path / "secrets" / "token"])
+    assert re.fullmatch(r"gff_[A-Za-z0-9]{43}\n", made[tmp_path / "secrets" / "factory-1-token"])
     assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
     subprocess.run(script, check=True)
