@@ -24,12 +24,15 @@ import pytest
 import yaml
 
 from store.token_book import MAX_AGE_S
-from tests.e2e.conftest import BEAT_S, LEASE_S, ROOT, Remote, Stack, running_stack, wait_for
+from tests.e2e.conftest import BEAT_S, ROOT, Remote, Stack, running_stack, wait_for
 from tests.workers.gateway_running import Raw
 from workers.gateway_client import LOOK_S
 from workers.temporal_server import free_port
 
 pytestmark = pytest.mark.serial
+
+LEASE_S = 12.0
+"""Longer than a gateway takes to come back on a busy machine: an attempt outlives that by its lease."""
 
 JOB = """---
 engine: shell
@@ -53,7 +56,7 @@ def control(tmp_path_factory: pytest.TempPathFactory, temporal_binary: Path) -> 
     """Return a control plane with a gateway and no factory of its own."""
     home, port = tmp_path_factory.mktemp("control") / "home", free_port()
     way: dict[str, Any] = {"gateway": True, "gateway_port": port, "enrol_gateway_url": f"http://127.0.0.1:{port}"}
-    with running_stack(home, factories=0, **way) as running:
+    with running_stack(home, factories=0, lease_ttl_s=LEASE_S, **way) as running:
         yield running
 
 
