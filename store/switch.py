@@ -120,7 +120,7 @@ def _nothing_there(connection: Connection, scope: HaltScope, name: str) -> NotFo
     if sentinel is not None:
         return NotFound(
             f"{subject} is halted by a file on its machine, not by an operator: {sentinel.reason}",
-            hint="remove that file there, or run `gf unkill --local` there",
+            hint="remove that file there, or run `gf unhalt --local` there",
         )
     there = ", ".join(halt.subject for halt in found)
     return NotFound(f"{subject} is not halted", hint=f"halted now: {there or 'nothing'}")
