@@ -111,10 +111,10 @@ async def test_factory_below_a_floor_takes_nothing_and_says_why(
     """What runs goes on; new seats come back with the room."""
     await fleet.factory("f1")
     await fleet.submit("j-1")
-    await fleet.beat("f1", **{f"free_{word}_gb": Decimal("0.2")})
+    await fleet.beat("f1", None, **{f"free_{word}_gb": Decimal("0.2")})
     assert await fleet.ledger.dispatch(fleet.now) == ()
     activity = (await fleet.ledger.factory("f1")).activity
     assert (activity.doing, f"GB of {word} free" in activity.reason) == ("blocked", True)
 
-    await fleet.beat("f1", **{f"free_{word}_gb": Decimal(50)})
+    await fleet.beat("f1", None, **{f"free_{word}_gb": Decimal(50)})
     assert len(await fleet.ledger.dispatch(fleet.now)) == 1

@@ -62,9 +62,9 @@ async def test_pulls_and_grants_at_once_leave_no_seat_given_after_the_pull(fleet
         await fleet.submit(f"j-{n}")
     halt = Halt(stop_running=True, actor=ADA)
 
-    pulled, *_ = await asyncio.gather(
-        fleet.ledger.pull_switch(halt, fleet.now), *(fleet.ledger.dispatch(fleet.now, limit=1) for _ in range(4))
-    )
+    pulling = asyncio.create_task(fleet.ledger.pull_switch(halt, fleet.now))
+    await asyncio.gather(pulling, *(fleet.ledger.dispatch(fleet.now, limit=1) for _ in range(4)))
+    pulled = await pulling
 
     running = {f"j-{n}" for n in range(9) if await fleet.stage(f"j-{n}") == Stage.ASSIGNED}
     assert {stopped.job_id for stopped in pulled.stopped} == running
