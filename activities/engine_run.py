@@ -29,6 +29,7 @@ from activities.workspace import Worktree, clear, remove, store
 from core.attempt import BuildRequest, BuildResult
 from core.errors import GigafactoryError, StaleEpoch, WorkspaceError
 from core.job import FailureKind, RepositoryKind
+from core.switch import Halt
 from engines.base import Engine, EngineOutcome, EngineRun
 
 LEASE_MARGIN: Final = 0.2
@@ -39,9 +40,13 @@ STOP_FAILURES: Final = {
     "timeout": (FailureKind.TIMEOUT, "the wall time of {timeout_s} s ran out"),
     "cancelled": (FailureKind.CANCELLED, "cancelled"),
     "paused": (FailureKind.CANCELLED, "paused"),
-    "drain": (FailureKind.LEASE_LOST, "factory drained"),
+    "drain": (FailureKind.INTERRUPTED, "factory drained"),
+    "halted": (FailureKind.INTERRUPTED, "{halt}"),
     "fenced": (FailureKind.LEASE_LOST, "the lease ran out before it could be renewed"),
 }
+
+KEEP_CANDIDATE: Final = ("drain", "halted")
+"""Ends that do not throw a candidate away which the engine has finished."""
 
 
 class EngineActivities:
@@ -83,6 +88,7 @@ class Attempt:
         self._folder = context.paths.attempt(request.job_id, request.epoch)
         self._reports = context.reports.attempt(request.job_id, request.epoch)
         self._stopping: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._halt: Halt | None = None
         self._run: SupervisedRun | None = None
         self._output: EngineOutput | None = None
         self._began = time.monotonic()
@@ -91,17 +97,19 @@ class Attempt:
 
     async def run(self) -> BuildResult:
         """Live the attempt under its lease."""
-        beats = asyncio.create_task(self._keep_lease())
-        drain = asyncio.create_task(self._watch_drain())
+        if (halt := self._context.orders.stopping(*self._work)) is not None:
+            return self._failed(FailureKind.INTERRUPTED, str(halt))
+        watches = (self._keep_lease(), self._watch_drain(), self._watch_hand_over(), self._watch_halts())
+        watching = [asyncio.create_task(watch) for watch in watches]
         try:
             result = await self._guarded()
             if result.outcome == "failed":  # before the next epoch begins, after which nothing of this one is taken
                 await self._reports.flush(LAST_WORDS_S)
             return result
         finally:
-            for task in (beats, drain):
+            for task in watching:
                 task.cancel()
-            await asyncio.gather(beats, drain, return_exceptions=True)
+            await asyncio.gather(*watching, return_exceptions=True)
 
     async def _guarded(self) -> BuildResult:
         try:
@@ -170,6 +178,19 @@ class Attempt:
         await self._context.draining.wait()
         await asyncio.sleep(self._context.settings.drain_grace_s)
         self.stop("drain")
+
+    async def _watch_hand_over(self) -> None:
+        await self._context.orders.hand_over.wait()
+        self.stop("drain")
+
+    async def _watch_halts(self) -> None:
+        self._halt = await self._context.orders.stopped(*self._work)
+        self.stop("halted")
+
+    @property
+    def _work(self) -> tuple[str, str, str]:
+        """Return what a halt may cover: product, factory, engine."""
+        return self._spec.product_id, self._context.name, self._request.grant.engine
 
     # --- before the engine --------------------------------------------------------------------------------------------
 
@@ -361,7 +382,7 @@ class Attempt:
         redact = self._context.redactor.redact
         if ended.reason in STOP_FAILURES:
             failure, sentence = STOP_FAILURES[ended.reason]
-            return failure, sentence.format(timeout_s=self._spec.timeout_s)
+            return failure, sentence.format(timeout_s=self._spec.timeout_s, halt=self._halt)
         if not outcome.ok:
             return outcome.failure or FailureKind.ENGINE_ERROR, redact(outcome.message)
         if ended.problem:
@@ -412,7 +433,7 @@ class Attempt:
             return
         delivering = asyncio.create_task(self._reports.deliver(result))
         await self._first(delivering)
-        if not delivering.done() and self._stopping.result() != "drain":
+        if not delivering.done() and self._stopping.result() not in KEEP_CANDIDATE:
             delivering.cancel()
             with suppress(asyncio.CancelledError):
                 await delivering

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from activities.orders import Orders
 from activities.supervision import ApiAddress, Supervisors
 from activities.workspace import Workspaces
 from core.attempt import BuildResult
@@ -133,3 +134,5 @@ class FactoryContext:
     engine_versions: Mapping[str, str] = field(default_factory=dict)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the agent was told to go: running attempts end with a checkpoint."""
+    orders: Orders = field(default_factory=Orders)
+    """What the fleet, or a file on this machine, wants to be stopped."""

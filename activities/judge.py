@@ -45,8 +45,23 @@ class JudgeActivities:
     async def judge(self, request: JudgeRequest) -> Verdict:
         """Compare the candidate with its base and the allowed scope, then verify it in a clean checkout."""
         return await under_heartbeat(
-            self._judge(request), beat_s=self._context.settings.beat_s, draining=self._context.draining
+            self._judge_when_free(request), beat_s=self._context.settings.beat_s, draining=self._context.draining
         )
+
+    async def _judge_when_free(self, request: JudgeRequest) -> Verdict:
+        """Judge as soon as no halt forbids it; a halt that comes meanwhile ends verify, which then begins anew."""
+        orders, work = self._context.orders, (request.spec.product_id, self._context.name)
+        while True:
+            await orders.free(*work)
+            judging, halted = asyncio.create_task(self._judge(request)), asyncio.create_task(orders.stopped(*work))
+            try:
+                await asyncio.wait((judging, halted), return_when=asyncio.FIRST_COMPLETED)
+                if judging.done():
+                    return judging.result()
+            finally:
+                for task in (judging, halted):
+                    task.cancel()
+                await asyncio.gather(judging, halted, return_exceptions=True)
 
     async def _judge(self, request: JudgeRequest) -> Verdict:
         reports = self._context.reports.attempt(request.job_id, request.epoch)

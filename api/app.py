@@ -17,7 +17,7 @@ from api.auth import Authentication, open_routes
 from api.backend import Backend
 from api.documents import Problem
 from api.guards import LOOPBACK_NAMES, BodyLimit, HostCheck, RequestScope
-from api.routes import actions, attempts, enrolment, factories, jobs, recovery, submit, system, tokens
+from api.routes import actions, attempts, enrolment, factories, jobs, recovery, submit, switch, system, tokens
 from core.errors import GigafactoryError
 from core.version import VERSION
 
@@ -29,6 +29,7 @@ ROUTERS: Final = (
     actions.router,
     jobs.router,
     factories.router,
+    switch.router,
     attempts.router,
     enrolment.router,
     tokens.router,

@@ -13,9 +13,21 @@ from pydantic import ConfigDict, Field
 
 from api.waiting import Waiting, waits_for
 from core.attempt import workflow_id
+from core.factory_state import FactoryActivity
 from core.job import JobSpec, Message, Stage
 from store.messages import FactoryState
-from store.views import ArtifactView, EventView, FactoryRow, JobExplanation, JobPage, JobView, LogView, StationRow
+from store.views import (
+    ArtifactView,
+    DrainOrder,
+    EventView,
+    FactoryRow,
+    JobExplanation,
+    JobPage,
+    JobView,
+    LogView,
+    Quarantine,
+    StationRow,
+)
 
 
 class Document(Message):
@@ -194,6 +206,12 @@ class FactoryDocument(Document):
     details: dict[str, Any]
     registered_at: datetime
     last_beat_at: datetime
+    drain: DrainOrder | None
+    """An operator's order that is in force."""
+    quarantine: Quarantine | None
+    """Why it was set aside, with the evidence; an operator releases it."""
+    activity: FactoryActivity
+    """What it is doing now, and why it can take nothing when that is so."""
 
 
 class FactoryList(Document):

@@ -243,6 +243,126 @@ def audit(
     return fleet.audit(after=after, limit=limit, as_json=as_json)
 
 
+# --- stopping work ----------------------------------------------------------------------------------------------------
+
+OneProduct = Annotated[str | None, typer.Option("--product", help="Only this product.")]
+OneFactory = Annotated[str | None, typer.Option("--factory", help="Only this factory.")]
+OneEngine = Annotated[str | None, typer.Option("--engine", help="Only this engine.")]
+Why = Annotated[str, typer.Option("--reason", "-m", help="Why; whoever asks is told.")]
+
+
+@app.command()
+@guarded
+def halt(
+    *,
+    product: OneProduct = None,
+    factory: OneFactory = None,
+    engine: OneEngine = None,
+    stop_running: Annotated[
+        bool, typer.Option("--stop-running", help="Stop what runs already; its work is kept and goes on later.")
+    ] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Stop the factories of this machine by a file; needs no running stack.")
+    ] = False,
+    reason: Why = "",
+    as_json: Json = False,
+) -> int:
+    """Pull the kill switch: nothing is given a seat any more, in the whole fleet or a part of it."""
+    from cli import switching  # noqa: PLC0415
+
+    subject = switching.Subject(product, factory, engine)
+    if local:
+        return switching.halt_here(subject, reason=reason, as_json=as_json)
+    return switching.halt(subject, stop_running=stop_running, reason=reason, as_json=as_json)
+
+
+@app.command()
+@guarded
+def unhalt(
+    *,
+    product: OneProduct = None,
+    factory: OneFactory = None,
+    engine: OneEngine = None,
+    local: Annotated[bool, typer.Option("--local", help="Remove the file that stops the factories here.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Release what was halted."""
+    from cli import switching  # noqa: PLC0415
+
+    subject = switching.Subject(product, factory, engine)
+    act = switching.unhalt_here if local else switching.unhalt
+    return act(subject, as_json=as_json)
+
+
+@app.command()
+@guarded
+def halts(
+    released: Annotated[bool, typer.Option("--released", help="Show also what was released lately.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Show what is halted, by whom and why."""
+    from cli import switching  # noqa: PLC0415
+
+    return switching.halts(released=released, as_json=as_json)
+
+
+@app.command()
+@guarded
+def limits(as_json: Json = False) -> int:
+    """Show how many jobs of each product, and on each engine, may run at once."""
+    from cli import switching  # noqa: PLC0415
+
+    return switching.limits(as_json=as_json)
+
+
+@app.command()
+@guarded
+def limit(
+    jobs: Annotated[int | None, typer.Argument(min=1, help="Jobs at once; left out: as the settings say.")] = None,
+    product: OneProduct = None,
+    engine: OneEngine = None,
+    as_json: Json = False,
+) -> int:
+    """Let at most so many jobs of a product, or on an engine, run at once."""
+    from cli import switching  # noqa: PLC0415
+
+    return switching.limit(switching.Subject(product=product, engine=engine), jobs, as_json=as_json)
+
+
+@app.command()
+@guarded
+def drain(
+    factory: Factory,
+    hand_over: Annotated[
+        str | None, typer.Option(help="When what still runs ends with a checkpoint and goes elsewhere: 0s, 10m.")
+    ] = None,
+    reason: Why = "",
+    as_json: Json = False,
+) -> int:
+    """Give a factory no further jobs, until it is undrained."""
+    from cli import switching  # noqa: PLC0415
+
+    return switching.drain(factory, hand_over=hand_over, reason=reason, as_json=as_json)
+
+
+@app.command()
+@guarded
+def undrain(factory: Factory, as_json: Json = False) -> int:
+    """Let a drained factory take jobs again."""
+    from cli import switching  # noqa: PLC0415
+
+    return switching.order(factory, "undrain", as_json=as_json)
+
+
+@app.command()
+@guarded
+def release(factory: Factory, as_json: Json = False) -> int:
+    """Let a quarantined factory take jobs again; what it spoilt before counts no more."""
+    from cli import switching  # noqa: PLC0415
+
+    return switching.order(factory, "release", as_json=as_json)
+
+
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 token_commands = typer.Typer(help="Make, list, rotate and revoke tokens.", no_args_is_help=True, rich_markup_mode=None)

@@ -123,6 +123,8 @@ def factories(*, capabilities: bool, as_json: bool) -> ExitCode:
     rows = [_factory_row(factory, now) for factory in found["factories"]]
     output.table(("FACTORY", "STATE", "HOST", "PID", "SEATS", "STATIONS", "LAST BEAT"), rows)
     for factory in found["factories"]:
+        if factory["activity"]["reason"]:
+            output.note(f"{factory['name']} takes no further job: {factory['activity']['reason']}")
         for station in factory["stations"]:
             if not station["usable"] and station["repair"]:
                 output.note(f"{factory['name']}/{station['engine']}: {station['repair']}")
@@ -143,7 +145,7 @@ def _factory_row(factory: dict[str, Any], now: datetime) -> tuple[str, ...]:
     stations = ", ".join(_station(station) for station in factory["stations"]) or words.UNKNOWN
     return (
         factory["name"],
-        factory["state"],
+        factory["activity"]["doing"],
         factory["host"],
         str(factory["pid"]),
         f"{factory['busy']}/{factory['seats']}",

@@ -14,6 +14,9 @@ STYLES = {
     "cancelled": "dim",
     "online": "green",
     "offline": "red",
+    "idle": "green",
+    "working": "cyan",
+    "blocked": "yellow",
     "draining": "yellow",
     "quarantined": "red",
 }

@@ -34,6 +34,7 @@ _REMEDIES: dict[str, _Remedy] = {
     RejectionCode.DISK: _Remedy("free_disk", 4, "free disk on {factory}"),
     RejectionCode.MEMORY: _Remedy("free_memory", 4, "free memory on {factory}"),
     RejectionCode.QUARANTINED: _Remedy("lift_quarantine", 4, "release {factory} from quarantine"),
+    RejectionCode.HALTED: _Remedy("end_halt", 4, "end the halt of {factory}"),
     RejectionCode.DRAINING: _Remedy("end_drain", 3, "end the drain of {factory}"),
     RejectionCode.OFFLINE: _Remedy("bring_online", 3, "bring {factory} back online"),
     RejectionCode.ENGINE_LIMIT: _Remedy("free_engine", 1, "wait until {required} jobs run {engine}"),

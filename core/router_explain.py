@@ -24,6 +24,7 @@ class RejectionCode(StrEnum):
     OFFLINE = "offline"
     DRAINING = "draining"
     QUARANTINED = "quarantined"
+    HALTED = "halted"
     PINNED = "pinned"
     CAPABILITY = "capability"
     NOT_ATTESTED = "not_attested"

@@ -19,8 +19,9 @@ from core.router_snapshot import FactoryView
 
 _STATE_REASONS = {
     "offline": (RejectionCode.OFFLINE, "start its agent, or wait until it is back"),
-    "draining": (RejectionCode.DRAINING, "it takes jobs again once it registers anew"),
-    "quarantined": (RejectionCode.QUARANTINED, "an operator can release it"),
+    "draining": (RejectionCode.DRAINING, "it takes jobs again when it starts anew, or after `gf undrain`"),
+    "quarantined": (RejectionCode.QUARANTINED, "an operator can release it: `gf release`"),
+    "halted": (RejectionCode.HALTED, "`gf halts` says who did it and why; `gf unhalt` ends it"),
 }
 _SEATS = (RejectionCode.FACTORY_FULL, RejectionCode.STATION_FULL)
 _RAISE_SEATS = "give it seats in the settings"

@@ -16,7 +16,7 @@ from core.job import JobSpec, Message, Priority, RepositoryKind
 from core.router_classes import JobClass, job_class, offers_of
 from core.router_policy import Limits, Weights
 
-FactoryState = Literal["online", "offline", "draining", "quarantined"]
+FactoryState = Literal["online", "offline", "draining", "quarantined", "halted"]
 
 
 class StationView(Message):

@@ -7,12 +7,13 @@ of two messages about the switch the newer one is known, whichever way they came
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
 from core.job import Message
+from core.router_snapshot import FactoryView, FleetSnapshot
 
 HaltScope = Literal["fleet", "product", "factory", "engine"]
 HaltOrigin = Literal["operator", "sentinel"]
@@ -71,3 +72,29 @@ class SwitchState(Message):
 def covering(halts: Iterable[Halt], *, product_id: str, factory: str, engine: str) -> Halt | None:
     """Return the first halt that covers such work; None when it may go on."""
     return next((halt for halt in halts if halt.covers(product_id=product_id, factory=factory, engine=engine)), None)
+
+
+def without_halted(snapshot: FleetSnapshot, halts: Iterable[Halt]) -> FleetSnapshot:
+    """Return what a plan may count on: no job of a halted product, no halted factory, no halted engine.
+
+    Factories and engines stay in it, closed and with the reason, so that an explanation can name them.
+    """
+    found = {(halt.scope, halt.name): halt for halt in halts}
+    if not found:
+        return snapshot
+    everything = ("fleet", "") in found
+    jobs = () if everything else tuple(job for job in snapshot.jobs if ("product", job.product_id) not in found)
+    factories = tuple(_as_halted(factory, found) for factory in snapshot.factories)
+    return snapshot.model_copy(update={"jobs": jobs, "factories": factories})
+
+
+def _as_halted(factory: FactoryView, halts: Mapping[tuple[HaltScope, str], Halt]) -> FactoryView:
+    engines = {name: halt for (scope, name), halt in halts.items() if scope == "engine"}
+    stations = tuple(
+        at.model_copy(update={"usable": False, "repair": f"{engines[at.engine]}; `gf unhalt --engine {at.engine}`"})
+        if at.engine in engines
+        else at
+        for at in factory.stations
+    )
+    halted = ("factory", factory.name) in halts and factory.state == "online"
+    return factory.model_copy(update={"stations": stations, "state": "halted" if halted else factory.state})

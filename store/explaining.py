@@ -10,6 +10,8 @@ from sqlalchemy import Connection, select
 
 from core.job import Condition, Stage
 from core.router import Explanation, FleetSnapshot, plan
+from core.switch import Halt
+from store import switch
 from store.database import AnyRow
 from store.fleet_snapshot import FleetReader
 from store.open_job import no_such_job
@@ -25,6 +27,8 @@ class Inputs(NamedTuple):
     """Of the newest attempt."""
     snapshot: FleetSnapshot | None
     """When the job waits for a seat."""
+    halt: Halt | None = None
+    """What keeps every job of its product from having a seat, when it waits for one."""
     end: str = ""
     """How the job failed, when it did: the words of its event."""
 
@@ -37,15 +41,19 @@ def read(connection: Connection, fleet: FleetReader, job_id: str, now: datetime)
 
     """
     job = connection.execute(
-        select(jobs.c.id, jobs.c.stage, jobs.c.held, jobs.c.conditions, jobs.c.epoch).where(jobs.c.id == job_id)
+        select(jobs.c.id, jobs.c.product_id, jobs.c.stage, jobs.c.held, jobs.c.conditions, jobs.c.epoch).where(
+            jobs.c.id == job_id
+        )
     ).one_or_none()
     if job is None:
         raise no_such_job(job_id)
     decision = connection.execute(
         select(runs.c.decision, runs.c.granted_at).where(runs.c.job_id == job_id, runs.c.epoch == job.epoch)
     ).one_or_none()
-    snapshot = fleet.read(connection, now, including=job_id) if job.stage == Stage.QUEUED else None
-    return Inputs(job, decision, snapshot, _end(connection, job) if job.stage in FAILED else "")
+    waits = job.stage == Stage.QUEUED
+    halt = switch.over_job(connection, job.product_id) if waits else None
+    snapshot = fleet.read(connection, now, including=job_id) if waits and halt is None else None
+    return Inputs(job, decision, snapshot, halt, _end(connection, job) if job.stage in FAILED else "")
 
 
 def _end(connection: Connection, job: AnyRow) -> str:
@@ -66,7 +74,7 @@ def explain(inputs: Inputs) -> JobExplanation:
     explanation, decided_at = None, None
     if inputs.snapshot is not None:
         explanation = plan(inputs.snapshot).explain(job.id)
-    elif inputs.decision is not None:
+    elif inputs.halt is None and inputs.decision is not None:
         explanation = Explanation.model_validate(inputs.decision.decision)
         decided_at = inputs.decision.granted_at
     conditions = tuple(Condition.model_validate(condition) for condition in job.conditions)
@@ -77,7 +85,7 @@ def explain(inputs: Inputs) -> JobExplanation:
         conditions=conditions,
         decided_at=decided_at,
         explanation=explanation,
-        message=_message(job, conditions, explanation, inputs.end),
+        message=_message(inputs, conditions, explanation),
     )
 
 
@@ -90,14 +98,17 @@ _HELD = {
 }
 
 
-def _message(job: AnyRow, conditions: Sequence[Condition], explanation: Explanation | None, end: str) -> str:
+def _message(inputs: Inputs, conditions: Sequence[Condition], explanation: Explanation | None) -> str:
     """Return one sentence."""
-    if end:
-        return f"{job.id} is {job.stage}: {end}"
+    job = inputs.job
+    if inputs.end:
+        return f"{job.id} is {job.stage}: {inputs.end}"
     if job.stage == Stage.QUEUED and conditions:
         return "; ".join(condition.message for condition in conditions)
     if job.stage == Stage.QUEUED and job.held:
         return f"{job.id} {_HELD.get(job.held, f'is held back ({job.held})')}"
+    if inputs.halt is not None:
+        return f"{job.id} waits until the halt is released: {inputs.halt}"
     if explanation is not None:
         return explanation.render()[0]
     return f"{job.id} is {job.stage}"

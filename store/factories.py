@@ -18,6 +18,7 @@ from core.errors import Conflict, NotFound
 from core.trust import count_claims
 from store import attestations, audit, switch, tokens
 from store.database import AnyRow, insert_new
+from store.factory_activity import Activities
 from store.messages import FactoryState, FactoryStatus, Registration, StationOffer
 from store.tables import factories, leases, stations
 from store.views import BeatAnswer, DrainOrder, FactoryRow, StationRow
@@ -284,8 +285,11 @@ def all_factories(connection: Connection, sensitive: tuple[str, ...]) -> tuple[F
     by_factory: dict[str, list[StationRow]] = {}
     for row in connection.execute(select(stations).order_by(stations.c.factory, stations.c.engine)):
         by_factory.setdefault(row.factory, []).append(StationRow.model_validate(row._asdict()))
-    attested = attestations.attested_by_factory(connection)
-    return tuple(_factory_row(row, by_factory.get(row.name, ()), attested.get(row.name, ()), sensitive) for row in rows)
+    attested, activities = attestations.attested_by_factory(connection), Activities(connection)
+    return tuple(
+        _factory_row(row, by_factory.get(row.name, ()), attested.get(row.name, ()), sensitive, activities)
+        for row in rows
+    )
 
 
 def factory(connection: Connection, name: str, sensitive: tuple[str, ...]) -> FactoryRow:
@@ -300,15 +304,31 @@ def factory(connection: Connection, name: str, sensitive: tuple[str, ...]) -> Fa
         raise no_such_factory(name)
     at = connection.execute(select(stations).where(stations.c.factory == name).order_by(stations.c.engine))
     attested = attestations.of_factory(connection, name)
-    return _factory_row(row, [StationRow.model_validate(station._asdict()) for station in at], attested, sensitive)
+    return _factory_row(
+        row,
+        [StationRow.model_validate(station._asdict()) for station in at],
+        attested,
+        sensitive,
+        Activities(connection),
+    )
 
 
 def _factory_row(
-    row: AnyRow, at: Sequence[StationRow], attested: tuple[str, ...], sensitive: tuple[str, ...]
+    row: AnyRow,
+    at: Sequence[StationRow],
+    attested: tuple[str, ...],
+    sensitive: tuple[str, ...],
+    activities: Activities,
 ) -> FactoryRow:
     claims = count_claims(tuple(row.capabilities), tuple(row.declared), attested, sensitive)
     return FactoryRow.model_validate(
-        row._asdict() | {"stations": tuple(at), "attested": attested, "unattested": claims.unattested}
+        row._asdict()
+        | {
+            "stations": tuple(at),
+            "attested": attested,
+            "unattested": claims.unattested,
+            "activity": activities.of(row, at),
+        }
     )
 
 

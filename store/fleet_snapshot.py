@@ -14,7 +14,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, type_coerce
 
 from core.router import FactoryView, FleetSnapshot, LockView, ProductView, ReadyJob, StationView
+from core.switch import without_halted
 from core.trust import Claims, count_claims
+from store import limits, switch
 from store.attestations import attested_by_factory
 from store.column_types import Unread, as_utc
 from store.database import AnyRow
@@ -61,7 +63,7 @@ class FleetReader:
         """
         if only_if_grantable and not connection.execute(_GRANTABLE).scalar_one():
             return None
-        return FleetSnapshot(
+        snapshot = FleetSnapshot(
             jobs=self._jobs(connection, including),
             factories=_factories(connection, self._sensitive),
             locks=read_locks(connection),
@@ -69,6 +71,7 @@ class FleetReader:
             now=now,
             seed=int(now.timestamp()),
         )
+        return without_halted(limits.in_snapshot(connection, snapshot), switch.in_force(connection))
 
     def _jobs(self, connection: Connection, including: str | None) -> tuple[ReadyJob, ...]:
         wanted: ColumnElement[bool] = _READY

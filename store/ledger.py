@@ -69,6 +69,7 @@ from store.views import (
     JobView,
     LatestIds,
     LimitKind,
+    LimitRow,
     LogView,
     OutboxRow,
     Pulled,
@@ -458,6 +459,10 @@ class Ledger:
     async def switch_history(self) -> tuple[HaltRow, ...]:
         """Return the halts that were released, the latest first."""
         return await self._database.read(switch.history)
+
+    async def limits(self) -> tuple[LimitRow, ...]:
+        """Return every limit with who set it and how many jobs run, by kind and name."""
+        return await self._database.read(limits.rows, {})
 
     async def set_limit(self, kind: LimitKind, name: str, jobs: int, *, actor: str, now: datetime) -> None:
         """Let at most `jobs` of a product, or on an engine, run at once; dispatch afterwards."""

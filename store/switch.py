@@ -12,7 +12,7 @@ from typing import Final
 from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, true, update
 
 from core.errors import NotFound
-from core.switch import Halt, HaltOrigin, HaltScope, SwitchState
+from core.switch import Halt, HaltOrigin, HaltScope, SwitchState, covering
 from store import audit
 from store.database import AnyRow, serialise
 from store.outbox import enqueue_signal
@@ -120,7 +120,7 @@ def _nothing_there(connection: Connection, scope: HaltScope, name: str) -> NotFo
     if sentinel is not None:
         return NotFound(
             f"{subject} is halted by a file on its machine, not by an operator: {sentinel.reason}",
-            hint="remove that file there, or run `gf unkill --local` there",
+            hint="remove that file there, or run `gf unhalt --local` there",
         )
     there = ", ".join(halt.subject for halt in found)
     return NotFound(f"{subject} is not halted", hint=f"halted now: {there or 'nothing'}")
@@ -155,6 +155,12 @@ def forget_factory(connection: Connection, factory: str, actor: str, now: dateti
 def in_force(connection: Connection) -> tuple[Halt, ...]:
     """Return the halts in force, oldest first."""
     return tuple(_halt(row) for row in connection.execute(select(halts).where(_IN_FORCE).order_by(halts.c.epoch)))
+
+
+def over_job(connection: Connection, product_id: str) -> Halt | None:
+    """Return the halt that keeps every job of a product from having a seat; None when there is none."""
+    wide = (halt for halt in in_force(connection) if halt.scope in ("fleet", "product"))
+    return covering(wide, product_id=product_id, factory="", engine="")
 
 
 def state(connection: Connection) -> SwitchState:

@@ -11,6 +11,7 @@ from pydantic import Field, PlainSerializer
 from core.access import Access
 from core.attempt import Grant, Usage
 from core.dag import EdgeState, Until, Wait
+from core.factory_state import FactoryActivity
 from core.flakiness import FlakyEvidence
 from core.job import Condition, JobSpec, Message, Priority, Stage
 from core.job_events import Standing
@@ -272,6 +273,23 @@ class StationRow(Message):
     busy: int
 
 
+class DrainOrder(Message):
+    """An operator's order that a factory takes no further jobs; it holds until it is taken back."""
+
+    by: str = ""
+    reason: str = ""
+    at: datetime
+    hand_over_at: datetime | None = None
+    """When attempts that still run are ended with a checkpoint and go on elsewhere; None: they may finish."""
+
+
+class Quarantine(Message):
+    """Why a factory was quarantined."""
+
+    at: datetime
+    evidence: FlakyEvidence
+
+
 class FactoryRow(Message):
     """A factory as the ledger knows it."""
 
@@ -296,6 +314,12 @@ class FactoryRow(Message):
     details: dict[str, Any]
     registered_at: datetime
     last_beat_at: datetime
+    drain: DrainOrder | None = None
+    """An operator's order that is in force."""
+    quarantine: Quarantine | None = None
+    """Why it was set aside, until an operator releases it."""
+    activity: FactoryActivity
+    """What it is doing, and why it can take nothing when that is so."""
 
 
 class SeatCorrection(Message):
@@ -446,23 +470,6 @@ class BeatAnswer(Message):
     """It drains, and what still runs is to end now with a checkpoint and go on elsewhere."""
     switch: SwitchState = SwitchState()
     """How the kill switch stands, as far as it concerns this factory."""
-
-
-class DrainOrder(Message):
-    """An operator's order that a factory takes no further jobs; it holds until it is taken back."""
-
-    by: str = ""
-    reason: str = ""
-    at: datetime
-    hand_over_at: datetime | None = None
-    """When attempts that still run are ended with a checkpoint and go on elsewhere; None: they may finish."""
-
-
-class Quarantine(Message):
-    """Why a factory was quarantined."""
-
-    at: datetime
-    evidence: FlakyEvidence
 
 
 class LimitRow(Message):

@@ -26,6 +26,7 @@ from core.errors import (
     Unavailable,
 )
 from core.job import Message
+from core.switch import SwitchState
 
 TIMEOUT_S: Final = 10.0
 UPLOAD_TIMEOUT_S: Final = 60.0
@@ -43,6 +44,14 @@ class OwnToken(Message):
     expires_at: datetime | None = None
     successor: str | None = None
     """The token that took its place already."""
+
+
+class BeatOrders(Message):
+    """What a factory hears when it beats."""
+
+    hand_over: bool = False
+    """What runs is to end now with a checkpoint and go on elsewhere."""
+    switch: SwitchState = SwitchState()
 
 
 class FactoryApi:
@@ -102,15 +111,15 @@ class FactoryApi:
         """Report for work and return the state that the factory has now."""
         return str((await self._post("/fleet/factories", json=body))["state"])
 
-    async def beat(self, name: str, body: Mapping[str, Any]) -> str:
-        """Tell that the factory lives and return the state that it has.
+    async def beat(self, name: str, body: Mapping[str, Any]) -> BeatOrders:
+        """Tell that the factory lives and return what it has to do.
 
         Raises:
             NotFound: it is not known (any more): register again.
             Conflict: another agent has its name now.
 
         """
-        return str((await self._post(f"/fleet/factories/{name}/heartbeat", json=body))["state"])
+        return BeatOrders.model_validate(await self._post(f"/fleet/factories/{name}/heartbeat", json=body))
 
     async def state(self, name: str) -> str:
         """Return the state that the factory has.

@@ -30,6 +30,7 @@ from temporalio.worker import Worker
 from activities.engine_run import EngineActivities
 from activities.factory import FactoryContext, FactoryPaths, Rescue
 from activities.judge import JudgeActivities
+from activities.orders import Orders
 from activities.ship import ShipActivities
 from activities.supervision import ApiAddress, Supervisors
 from activities.workspace import Workspaces
@@ -38,6 +39,7 @@ from core.errors import Conflict, GigafactoryError, NotFound, Unauthenticated
 from core.factory_names import memorable_name
 from core.redactor import Redactor, secret_values
 from core.settings import Settings
+from core.switch import SENTINEL
 from core.version import VERSION
 from engines.base import Engine
 from engines.registry import read_catalogue
@@ -47,7 +49,7 @@ from store.token_files import factory_token_file, write_token
 from workers import processes
 from workers.api_client import FactoryApi
 from workers.gateway_client import connect_factory, follow_token
-from workers.probes import MachineReport, Prober, describe_tools, free_disk_gb, load_per_core
+from workers.probes import MachineReport, Prober, describe_tools, free_disk_gb, free_memory_gb, load_per_core
 from workers.process_table import become_subreaper, birth_of, boot_id, is_alive
 from workers.spool import Spool
 from workers.stack_state import announce_ready
@@ -63,6 +65,8 @@ SEAL_S: Final = 15.0
 """Time that a drained attempt has, beyond the graces, to seal its checkpoint."""
 LAST_WORDS_S: Final = 3.0
 HOUSEKEEPING_S: Final = 3600.0
+SENTINEL_LOOK_S: Final = 0.2
+"""Time between two looks for a sentinel file; a look costs microseconds."""
 EXIT_BROKEN: Final = 1
 """A worker ended by itself; a new agent may do better."""
 EXIT_IN_USE: Final = 3
@@ -97,12 +101,17 @@ class Agent:
         self.supervisors = Supervisors(ROOT / "workers" / "supervisor.py")
         self.workspaces = Workspaces(self.paths.mirrors)
         self.draining = asyncio.Event()
+        self.orders = Orders()
+        self.orders.see(self._sentinel())
+        self._news = asyncio.Event()
         self.record = self.paths.root / "state.json"
         self.replaces = ""
         """`instance` of the agent that the fleet knew before us, when that one is proven dead."""
 
     async def run(self) -> int:
         """Live from report to farewell; returns the exit code."""
+        if self.orders.sentinel:
+            log.warning("factory.halted", file=self.orders.sentinel)
         for problem in self.catalogue.problems:
             log.warning("engine.unreadable", where=problem.path, problem=problem.message)
         self.replaces = self._note_ourselves()
@@ -111,10 +120,16 @@ class Agent:
         machine, _ = await asyncio.gather(self._probe(), self._settle_orphans())
         client = await self._connect()
         if client is not None and await self._register(machine):
+            await self._beat_once(machine)  # halts of the fleet are known before any work is taken
             async with _Running(self._workers(client, machine)) as running:
                 log.info("factory.ready", name=self.name, pid=os.getpid())
                 announce_ready()
-                chores = (self._beat(machine), self._keep_house(), follow_token(client, self.token_file))
+                chores = (
+                    self._beat(machine),
+                    self._keep_house(),
+                    self._watch_sentinel(),
+                    follow_token(client, self.token_file),
+                )
                 background = [asyncio.create_task(chore) for chore in chores]
                 if not await running.until(self.stop):
                     self.exit_code = EXIT_BROKEN
@@ -205,6 +220,9 @@ class Agent:
             self._write_record(registered=self.instance)
         return taken
 
+    def _seats_of(self, engine: str) -> int:
+        return self.settings.seats_per_engine.get(engine, self.settings.seats_per_factory)
+
     def _report(self, machine: MachineReport) -> dict[str, Any]:
         seats = self.settings.seats_per_factory
         engines = self.catalogue.engines
@@ -212,7 +230,7 @@ class Agent:
             {
                 "engine": probe.engine,
                 "version": probe.version,
-                "seats": seats,
+                "seats": self._seats_of(probe.engine),
                 "usable": probe.usable,
                 "repair": probe.problem,
                 "supports_resume": engines[probe.engine].supports_resume,
@@ -230,6 +248,8 @@ class Agent:
             "cores": machine.cores,
             "mem_gb": machine.mem_gb,
             "free_disk_gb": machine.free_disk_gb,
+            "free_memory_gb": free_memory_gb(),
+            "sentinel": self.orders.sentinel,
             "seats": seats,
             "capabilities": [f"factory:{self.name}", *machine.facts()],
             "declared": list(self.settings.capabilities),
@@ -265,6 +285,7 @@ class Agent:
             api=ApiAddress(self.api.url, str(self.token_file)),
             engine_versions={probe.engine: probe.version for probe in machine.engines},
             draining=self.draining,
+            orders=self.orders,
         )
 
     def _workers(self, client: Client, machine: MachineReport) -> list[Worker]:
@@ -275,10 +296,13 @@ class Agent:
         workspace_steps: list[Callable[..., Any]] = [JudgeActivities(context).judge, ship.ship, ship.retract]
         slots = seats + WORKSPACE_SLOTS_BEYOND_SEATS
         run_engine = EngineActivities(context).run_engine
-        usable = [probe.engine for probe in machine.engines if probe.usable]
+        usable = [probe.engine for probe in machine.engines if probe.usable and self._seats_of(probe.engine)]
         return [
             self._worker(client, factory_queue(self.name), workspace_steps, slots),
-            *(self._worker(client, station_queue(self.name, engine), [run_engine], seats) for engine in usable),
+            *(
+                self._worker(client, station_queue(self.name, engine), [run_engine], self._seats_of(engine))
+                for engine in usable
+            ),
         ]
 
     def _worker(self, client: Client, queue: str, steps: Sequence[Callable[..., Any]], slots: int) -> Worker:
@@ -293,29 +317,51 @@ class Agent:
         )
 
     async def _beat(self, machine: MachineReport) -> None:
-        """Tell the API that we live, until told otherwise."""
+        """Tell the API that we live, until told otherwise; at once when there is something to tell."""
         while True:
-            await asyncio.sleep(self.settings.factory_beat_s)
-            body = {
-                "instance": self.instance,
-                "load": load_per_core(),
-                "free_disk_gb": free_disk_gb(self.paths.root),
-                "warm_repositories": self.workspaces.warm(),
-            }
-            try:
-                await self.api.beat(self.name, body)
-            except NotFound:
-                await self._register(machine)
-            except Conflict as error:
-                log.error("factory.replaced", error=error.message)  # noqa: TRY400 - expected, and it says enough
-                self.exit_code = EXIT_IN_USE
-                self.stop.set()
-            except Unauthenticated as error:  # the token in our file as well: it was revoked, or expired
-                log.error("factory.refused", error=error.message)  # noqa: TRY400 - expected, and it says enough
-                self.exit_code = EXIT_REFUSED
-                self.stop.set()
-            except GigafactoryError as error:
-                log.warning("factory.unheard", error=error.message)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), self.settings.factory_beat_s)
+            self._news.clear()
+            await self._beat_once(machine)
+
+    async def _beat_once(self, machine: MachineReport) -> None:
+        """Tell the API that we live, and heed what it answers."""
+        body = {
+            "instance": self.instance,
+            "load": load_per_core(),
+            "free_disk_gb": free_disk_gb(self.paths.root),
+            "free_memory_gb": free_memory_gb(),
+            "sentinel": self.orders.sentinel,
+            "warm_repositories": self.workspaces.warm(),
+        }
+        try:
+            orders = await self.api.beat(self.name, body)
+            self.orders.hear(orders.switch, hand_over=orders.hand_over)
+        except NotFound:
+            await self._register(machine)
+        except Conflict as error:
+            log.error("factory.replaced", error=error.message)  # noqa: TRY400 - expected, and it says enough
+            self.exit_code = EXIT_IN_USE
+            self.stop.set()
+        except Unauthenticated as error:  # the token in our file as well: it was revoked, or expired
+            log.error("factory.refused", error=error.message)  # noqa: TRY400 - expected, and it says enough
+            self.exit_code = EXIT_REFUSED
+            self.stop.set()
+        except GigafactoryError as error:
+            log.warning("factory.unheard", error=error.message)
+
+    async def _watch_sentinel(self) -> None:
+        """Stop what runs when a sentinel file appears, whoever is away; tell the API of it when it can be told."""
+        while True:
+            if self.orders.see(self._sentinel()):
+                log.warning("factory.halted" if self.orders.sentinel else "factory.released", file=self.orders.sentinel)
+                self._news.set()
+            await asyncio.sleep(SENTINEL_LOOK_S)
+
+    def _sentinel(self) -> str:
+        """Return the sentinel file that is there: of the whole home, or of this factory; empty for none."""
+        files = (self.settings.home / SENTINEL, self.paths.root / SENTINEL)
+        return next((str(file) for file in files if file.exists()), "")
 
     async def _keep_house(self) -> None:
         """Forget attempts that ended long ago, and renew the token in good time."""
@@ -341,10 +387,10 @@ class Agent:
     async def _drain(self) -> None:
         """Take nothing more and let running attempts end with a checkpoint; the workers wait for them."""
         log.info("factory.draining", name=self.name)
-        self.draining.set()
-        with suppress(GigafactoryError, TimeoutError):
+        with suppress(GigafactoryError, TimeoutError):  # first, so that what ends now is not sent back here
             async with asyncio.timeout(LAST_WORDS_S):
                 await self.api.drain(self.name, self.instance)
+        self.draining.set()
 
     async def _farewell(self) -> None:
         await self.spool.drain(LAST_WORDS_S)

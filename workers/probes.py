@@ -210,6 +210,11 @@ def free_disk_gb(path: Path) -> float:
     return round(shutil.disk_usage(path).free / GIB, 1)
 
 
+def free_memory_gb() -> float:
+    """Return the memory that programs can have without swapping."""
+    return round(psutil.virtual_memory().available / GIB, 1)
+
+
 def load_per_core() -> float:
     """Return the load average of the last minute, per core."""
     return round(psutil.getloadavg()[0] / cores(), 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from datetime import timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -14,13 +15,16 @@ from api.backend import Parts, utc_now
 from api.documents import Document, FactoryDocument, FactoryList, factory_document
 from core.errors import Conflict, Forbidden, NotFound
 from core.roles import Permission
+from core.switch import SwitchState
 from store.messages import FactoryState, FactoryStatus, Registration, StationOffer
+from store.views import DrainOrder
 
 router = APIRouter(prefix="/fleet/factories", tags=["factories"])
 TO_READ = [Depends(requires(Permission.READ_FACTORIES))]
 TO_READ_OWN = [Depends(requires(Permission.READ_FACTORIES, Permission.ACT_AS_FACTORY))]
 AS_FACTORY = [Depends(requires(Permission.ACT_AS_FACTORY))]
 TO_END = [Depends(requires(Permission.OPERATE_FACTORIES, Permission.ACT_AS_FACTORY))]
+EndingCaller = Annotated[Caller, Depends(requires(Permission.OPERATE_FACTORIES, Permission.ACT_AS_FACTORY))]
 
 AttestingCaller = Annotated[Caller, Depends(requires(Permission.ATTEST_CAPABILITIES))]
 Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Name of the factory.")]
@@ -56,6 +60,9 @@ class FactoryReport(Document):
     cores: int | None = Field(default=None, ge=0, le=2**31 - 1)
     mem_gb: Gigabytes | None = None
     free_disk_gb: Gigabytes | None = None
+    free_memory_gb: Gigabytes | None = None
+    sentinel: str | None = Field(default=None, max_length=4096)
+    """The sentinel file that stops the factory; empty: none is there."""
     seats: int = Field(default=3, ge=0, le=1000)
     capabilities: tuple[ShortText, ...] = Field(default=(), max_length=500)
     """What the agent detected."""
@@ -87,6 +94,15 @@ class Registered(Document):
     state: FactoryState
 
 
+class FactoryOrders(Registered):
+    """Answer to a beat: what the agent has to know and to do."""
+
+    hand_over: bool
+    """It drains, and what still runs is to end now with a checkpoint and go on elsewhere."""
+    switch: SwitchState
+    """How the kill switch stands, as far as it concerns this factory."""
+
+
 class Heartbeat(Document):
     """What an agent says every few seconds."""
 
@@ -96,6 +112,9 @@ class Heartbeat(Document):
     busy: dict[str, int] = Field(default_factory=dict, max_length=100)
     """Seats in use, by engine."""
     free_disk_gb: Gigabytes | None = None
+    free_memory_gb: Gigabytes | None = None
+    sentinel: str | None = Field(default=None, max_length=4096)
+    """The sentinel file that stops the factory; empty: none is there."""
     warm_repositories: tuple[str, ...] | None = Field(default=None, max_length=1000)
 
 
@@ -125,6 +144,14 @@ class Leaving(Document):
     """An agent that takes no further jobs."""
 
     instance: Instance | None = None
+
+
+class Draining(Leaving):
+    """A factory that is to take no further jobs."""
+
+    reason: str = Field(default="", max_length=2000)
+    hand_over_s: float | None = Field(default=None, ge=0, le=10**6)
+    """Seconds after which what still runs ends with a checkpoint and goes on elsewhere; null: it may finish."""
 
 
 @router.get("", dependencies=TO_READ)
@@ -161,7 +188,9 @@ async def register_factory(parts: Parts, caller: FactoryCaller, report: FactoryR
         replaces=report.replaces,
         stations=tuple(StationOffer(**station.model_dump(exclude={"supports_resume"})) for station in report.stations),
         seats=report.seats,
-        status=FactoryStatus(free_disk_gb=report.free_disk_gb),
+        status=FactoryStatus(
+            free_disk_gb=report.free_disk_gb, free_memory_gb=report.free_memory_gb, sentinel=report.sentinel
+        ),
         details=details,
     )
     row = await parts.ledger.register_factory(registration, now=utc_now(), token_id=caller.token.id)
@@ -170,21 +199,43 @@ async def register_factory(parts: Parts, caller: FactoryCaller, report: FactoryR
 
 
 @router.post("/{factory}/heartbeat", dependencies=AS_FACTORY)
-async def beat(parts: Parts, factory: Name, heartbeat: Heartbeat) -> Registered:
+async def beat(parts: Parts, factory: Name, heartbeat: Heartbeat) -> FactoryOrders:
     """Note that an agent lives; 404: report for work again, 409: another agent has the name now."""
-    status = FactoryStatus(
-        load=heartbeat.load, free_disk_gb=heartbeat.free_disk_gb, warm_repositories=heartbeat.warm_repositories
-    )
+    status = FactoryStatus.model_validate(heartbeat.model_dump(exclude={"instance", "busy"}))
     answer = await parts.ledger.factory_heartbeat(factory, heartbeat.instance, status, now=utc_now())
     if answer.returned:
         parts.dispatcher.wake()
-    return Registered(name=factory, state=answer.state)
+    return FactoryOrders(name=factory, state=answer.state, hand_over=answer.hand_over, switch=answer.switch)
 
 
-@router.post("/{factory}/drain", dependencies=TO_END)
-async def drain_factory(parts: Parts, factory: Name, leaving: Leaving) -> Registered:
-    """Give a factory no further jobs; what runs there goes on."""
-    return await _set_state(parts, factory, leaving, "draining")
+@router.post("/{factory}/drain")
+async def drain_factory(parts: Parts, caller: EndingCaller, factory: Name, draining: Draining) -> Registered:
+    """Give a factory no further jobs; what runs there goes on, until `hand_over_s` have passed.
+
+    An operator's order holds until `undrain`, also when the agent starts anew; an agent's own word until then.
+    """
+    if draining.instance is not None or caller.access.factory is not None:
+        return await _set_state(parts, factory, draining, "draining")
+    now, wait_s = utc_now(), draining.hand_over_s
+    due = None if wait_s is None else now + timedelta(seconds=wait_s)
+    order = DrainOrder(by=caller.name, reason=draining.reason, at=now, hand_over_at=due)
+    return Registered(name=factory, state=await parts.ledger.drain_factory(factory, order, now))
+
+
+@router.post("/{factory}/undrain")
+async def undrain_factory(parts: Parts, caller: FleetCaller, factory: Name) -> Registered:
+    """Let a factory that an operator drained take jobs again."""
+    state = await parts.ledger.undrain_factory(factory, caller.name, utc_now())
+    parts.dispatcher.wake()
+    return Registered(name=factory, state=state)
+
+
+@router.post("/{factory}/release")
+async def release_factory(parts: Parts, caller: FleetCaller, factory: Name) -> Registered:
+    """Let a quarantined factory take jobs again; what it spoilt before counts no more."""
+    await parts.ledger.release_factory(factory, caller.name, utc_now())
+    parts.dispatcher.wake()
+    return Registered(name=factory, state=(await parts.ledger.factory(factory)).state)
 
 
 @router.post("/{factory}/leave", dependencies=TO_END)

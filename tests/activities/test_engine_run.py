@@ -16,6 +16,7 @@ from activities.fence import job_ref, opened, wip_ref
 from activities.supervision import RunExit
 from core.attempt import BuildResult, Resume
 from core.job import FailureKind, Repository, RepositoryKind
+from core.switch import Halt, SwitchState
 from engines.base import EngineOutcome
 from tests.activities.factory_bench import Bench
 from tests.repositories import Checkout
@@ -146,8 +147,53 @@ async def test_drain_ends_the_attempt_with_a_checkpoint(bench: Bench, remote: Ch
     task, _ = await running(bench, "echo half > new.txt")
     bench.context.draining.set()
     built = await asyncio.wait_for(task, 10)
-    assert (built.failure, built.message) == (FailureKind.LEASE_LOST, "factory drained")
+    assert (built.failure, built.message) == (FailureKind.INTERRUPTED, "factory drained")
     assert remote.git("show", f"{built.checkpoint_sha}:new.txt") == "half"
+
+
+HALT = Halt(scope="engine", name="shell", stop_running=True, actor="ada", reason="bad prompt")
+
+
+@pytest.mark.req("F9")
+@pytest.mark.parametrize("how", ["switch", "sentinel", "hand-over"])
+async def test_order_to_stop_ends_the_attempt_with_a_checkpoint(bench: Bench, remote: Checkout, how: str) -> None:
+    """Whoever wants it: the engine is dead, its work is kept, and nobody is to blame."""
+    task, work = await running(bench, "sleep 601 & echo $! > pid; echo half > new.txt")
+    pid, orders = int((work / "pid").read_text()), bench.context.orders
+    if how == "switch":
+        orders.hear(SwitchState(epoch=1, halts=(HALT,)), hand_over=False)
+    elif how == "sentinel":
+        assert orders.see("/home/x/KILL")
+    else:
+        orders.hear(SwitchState(), hand_over=True)
+    built = await asyncio.wait_for(task, 10)
+    assert built.failure == FailureKind.INTERRUPTED
+    told = {"switch": "engine shell was halted by ada: bad prompt", "sentinel": "KILL", "hand-over": "drained"}
+    assert told[how] in built.message
+    assert birth_of(pid) is None
+    assert remote.git("show", f"{built.checkpoint_sha}:new.txt") == "half"
+
+
+async def test_only_a_halt_that_covers_the_attempt_stops_it(bench: Bench) -> None:
+    """Another engine, running work that may go on, an older word: none of these ends it."""
+    others = (HALT.model_copy(update={"name": "codex"}), HALT.model_copy(update={"stop_running": False}))
+    task, _ = await running(bench, "true")
+    orders = bench.context.orders
+    orders.hear(SwitchState(epoch=2, halts=others), hand_over=False)
+    orders.hear(SwitchState(epoch=1, halts=(HALT,)), hand_over=False)
+    beats = len(bench.handle.beats)
+    while len(bench.handle.beats) < beats + 3:
+        await asyncio.sleep(0.01)
+    assert not task.done()
+    orders.hear(SwitchState(epoch=3, halts=(HALT,)), hand_over=False)
+    assert (await asyncio.wait_for(task, 10)).failure == FailureKind.INTERRUPTED
+
+
+async def test_attempt_does_not_begin_while_it_is_halted(bench: Bench, tmp_path: Path) -> None:
+    """A task that was under way when the switch was pulled starts no engine."""
+    bench.context.orders.see("/home/x/KILL")
+    built = await bench.build(bench.spec(f"touch {tmp_path / 'ran'}"))
+    assert (built.failure, (tmp_path / "ran").exists()) == (FailureKind.INTERRUPTED, False)
 
 
 async def test_wall_time_is_enforced(bench: Bench) -> None:

@@ -11,6 +11,7 @@ from activities.git import split_patch
 from core.job import Repository, RepositoryKind
 from tests.activities.factory_bench import Bench
 from tests.repositories import Checkout
+from workers.process_table import birth_of
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,31 @@ async def test_verify_names_the_command_that_failed(bench: Bench) -> None:
     assert (verdict.verify, verdict.verify_command, verdict.verify_exit_code) == ("failed", "echo bad luck; exit 9", 9)
     assert "bad luck" in verdict.log_tail
     assert "never" not in verdict.log_tail.split("\n")
+
+
+@pytest.mark.req("F9")
+async def test_halt_ends_verify_which_begins_anew_when_it_is_released(bench: Bench, tmp_path: Path) -> None:
+    """Nothing of it runs while the halt is in force; the verdict comes from the second run."""
+    runs, go = tmp_path / "runs", tmp_path / "go"
+    spec = bench.spec("true", verify=[f"echo $$ >> {runs}; while [ ! -e {go} ]; do sleep 0.05; done"])
+    judging = asyncio.create_task(bench.judge(spec, await bench.build(spec)))
+    (pid,) = await lines_of(runs, 1)
+    bench.context.orders.see("/home/x/KILL")
+    while birth_of(int(pid)) is not None:
+        await asyncio.sleep(0.01)
+    go.touch()
+    assert not judging.done()
+    bench.context.orders.see("")
+    assert (await asyncio.wait_for(judging, 20)).verify == "passed"
+    assert len(await lines_of(runs, 2)) == 2
+
+
+async def lines_of(path: Path, count: int) -> list[str]:
+    """Wait until a file has that many lines."""
+    async with asyncio.timeout(20):
+        while not path.exists() or len(path.read_text().splitlines()) < count:
+            await asyncio.sleep(0.01)
+    return path.read_text().splitlines()
 
 
 async def test_verify_that_hangs_is_ended(bench: Bench) -> None:

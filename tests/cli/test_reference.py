@@ -77,7 +77,8 @@ def test_every_command_of_the_contract_is_there() -> None:
     fleet = {"enroll", "enroll-token", "retire", "attest", "audit"}
     tokens = {"token create", "token list", "token rotate", "token revoke"}
     others = {"resume", "recover", "factories", "doctor", "bench", "test", "version"}
-    assert {*promised.split(), *others, *fleet, *tokens} == set(COMMANDS)
+    stopping = {"halt", "unhalt", "halts", "limits", "limit", "drain", "undrain", "release"}
+    assert {*promised.split(), *others, *fleet, *stopping, *tokens} == set(COMMANDS)
 
 
 def test_stage_names_are_those_of_the_core() -> None:

@@ -130,7 +130,7 @@ async def test_beat_brings_load_and_keeps_what_it_does_not_say(fleet: Fleet) -> 
     await fleet.factory("f1")
     await fleet.beat("f1", load=Decimal("0.25"), free_disk_gb=Decimal(7))
     fleet.tick(5)
-    assert not await fleet.beat("f1", load=Decimal("0.75"))
+    assert not (await fleet.beat("f1", load=Decimal("0.75"))).returned
 
     row = await fleet.ledger.factory("f1")
     assert row.last_beat_at == fleet.now
@@ -162,7 +162,7 @@ async def test_silent_factory_goes_offline_but_its_leases_stay(fleet: Fleet) -> 
     assert (await state(fleet, "f1"), await state(fleet, "f2")) == ("offline", "online")
     assert await fleet.ledger.grant("j-1") == grant
     assert await fleet.stage("j-1") == Stage.BUILDING
-    assert await fleet.beat("f1")
+    assert (await fleet.beat("f1")).returned
     assert await state(fleet, "f1") == "online"
 
 
@@ -184,16 +184,4 @@ async def test_draining_factory_stays_draining(fleet: Fleet) -> None:
     await fleet.beat("f1")
     assert await state(fleet) == "draining"
     await fleet.factory("f1")
-    assert await state(fleet) == "online"
-
-
-async def test_quarantine_outlives_a_restart(fleet: Fleet) -> None:
-    """Only an operator ends a quarantine."""
-    await fleet.factory("f1", boot="b-1")
-    await fleet.ledger.factory_state("f1", "quarantined")
-    await fleet.factory("f1", instance="b", pid=200, boot="b-1", replaces="f1-a")
-    await fleet.beat("f1", "b")
-    assert await state(fleet) == "quarantined"
-
-    await fleet.ledger.factory_state("f1", "online")
     assert await state(fleet) == "online"

@@ -200,15 +200,73 @@ async def test_cancel_reaches_the_engine_with_the_next_beat(
 async def test_sigterm_hands_the_running_attempt_on(
     tmp_path: Path, agent: RunningAgent, workflows: Client, remote: Checkout
 ) -> None:
-    """A drained attempt ends with its checkpoint, as lost and not as failed; the agent waits for that."""
+    """A drained attempt ends with its checkpoint, interrupted and not failed; the agent waits for that."""
     pid_file = tmp_path / "pid"
     handle = await start(workflows, agent, remote, f"echo half > new.txt; echo $$ > {pid_file}; sleep 600")
     await written(pid_file)
     agent.process.terminate()
     built = await handle.result()
-    assert (built.failure, built.message) == (FailureKind.LEASE_LOST, "factory drained")
+    assert (built.failure, built.message) == (FailureKind.INTERRUPTED, "factory drained")
     assert remote.git("show", f"{built.checkpoint_sha}:new.txt") == "half"
     assert await agent.process.wait() == 0
+
+
+@pytest.mark.req("F9")
+async def test_sentinel_file_stops_engines_while_the_api_is_away(
+    tmp_path: Path, agent: RunningAgent, workflows: Client, remote: Checkout
+) -> None:
+    """The file alone is enough; the API hears of it as soon as it answers again, and so of its removal."""
+    pid_file, sentinel = tmp_path / "pid", agent.home / "KILL"
+    handle = await start(workflows, agent, remote, f"echo half > new.txt; echo $$ > {pid_file}; sleep 600")
+    pid = await written(pid_file)
+    agent.api.status = 503
+    sentinel.touch()
+    built = await handle.result()
+    assert (built.failure, str(sentinel) in built.message) == (FailureKind.INTERRUPTED, True)
+    assert birth_of(pid) is None
+    assert remote.git("show", f"{built.checkpoint_sha}:new.txt") == "half"
+    agent.api.status = 200
+    beat = f"/fleet/factories/{agent.name}/heartbeat"
+    while (await agent.told(beat))["sentinel"] != str(sentinel):
+        continue
+    sentinel.unlink()
+    while (await agent.told(beat))["sentinel"]:
+        continue
+
+
+@pytest.mark.req("F8", "F9")
+@pytest.mark.parametrize("order", ["halt", "hand over"])
+async def test_order_in_the_answer_to_a_beat_stops_what_runs(
+    tmp_path: Path, agent: RunningAgent, workflows: Client, remote: Checkout, order: str
+) -> None:
+    """Without any link the next beat is soon enough."""
+    pid_file = tmp_path / "pid"
+    handle = await start(workflows, agent, remote, f"echo $$ > {pid_file}; sleep 600")
+    pid = await written(pid_file)
+    halt = {"epoch": 3, "scope": "engine", "name": "shell", "stop_running": True, "actor": "ada"}
+    halted = {"state": "online", "hand_over": False, "switch": {"epoch": 3, "halts": [halt]}}
+    handed = {"state": "draining", "hand_over": True, "switch": {"epoch": 0, "halts": []}}
+    agent.api.answers[f"/fleet/factories/{agent.name}/heartbeat"] = halted if order == "halt" else handed
+    built = await handle.result()
+    assert built.failure == FailureKind.INTERRUPTED
+    assert built.message == ("engine shell was halted by ada" if order == "halt" else "factory drained")
+    assert birth_of(pid) is None
+
+
+async def test_agent_reports_room_and_seats_of_each_engine(tmp_path: Path, temporal_server: TemporalServer) -> None:
+    """`seats_per_engine` bounds one engine; disk, memory and the sentinel come with registration and beats."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "KILL").touch()
+    async with running_agent(home, temporal_server, seats_per_engine="shell=1", seats_per_factory=4) as agent:
+        said = await agent.ready()
+        seats = {station["engine"]: station["seats"] for station in said["stations"]}
+        assert (said["seats"], seats["shell"], {seats[name] for name in seats.keys() - {"shell"}}) == (4, 1, {4})
+        beat = await agent.told("/heartbeat")
+        for told in (said, beat):
+            assert told["sentinel"] == str(home / "KILL")
+            assert told["free_memory_gb"] > 0
+            assert told["free_disk_gb"] > 0
 
 
 async def test_agent_killed_supervisor_certifies_and_next_agent_says_who_died(

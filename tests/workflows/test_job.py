@@ -329,6 +329,33 @@ async def test_conflict_at_ship_returns_to_review_and_requeue_goes_on(floor: Flo
     await keep_history(handle, "conflict-requeue")
 
 
+@pytest.mark.req("F9")
+async def test_interrupt_while_building_queues_the_job_and_counts_nothing(floor: Floor) -> None:
+    """The kill switch ends the attempt; the next grant goes on, without a retry; an old interrupt is passed over."""
+
+    async def build(request: dict[str, Any]) -> Any:
+        if request["epoch"] == 2:
+            return await floor.built(request)
+        while True:
+            activity.heartbeat()
+            await asyncio.sleep(0.05)
+
+    await floor.factory(build=build)
+    floor.control.routes.append(floor.grant(2))
+    handle = await floor.start(grant=floor.grant(1, ttl_s=1))
+    await until(handle, "building", "build")
+    await handle.signal("interrupt", {"epoch": 1, "reason": "the fleet was halted by ada"})
+    await handle.signal("interrupt", {"epoch": 1, "reason": "again"})
+    state = await until(handle, "testing")
+    assert (state.epoch, state.failures, state.reclaims) == (2, 0, 0)
+    written = [request.record for request in floor.control.records]
+    (ended,) = [record for record in written if record.attempt_outcome == "interrupted"]
+    assert (ended.epoch, ended.attempt_message) == (1, "the fleet was halted by ada")
+    await ship(handle)
+    await handle.result()
+    await keep_history(handle, "interrupted")
+
+
 async def test_pause_and_resume_while_building(floor: Floor) -> None:
     """Pause checkpoints and frees the seat; resume is routed again."""
 
