@@ -42,6 +42,8 @@ VARIABLES = {"POSTGRES_PASSWORD": "unasked", "TEMPORAL_HISTORY_SHARDS": "4"}
 LEDGER = "gigafactory"
 """The ledger's database."""
 HOME_IN_CONTAINER = "/var/lib/gigafactory"
+FACTORY_IN_CONTAINER = "/var/lib/factory"
+"""Where one service sees the home of the factory."""
 TEMPORAL_PORTS = (
     "TEMPORAL_PORT",
     "TEMPORAL_HTTP_PORT",
@@ -100,11 +102,17 @@ class Site:
 
     def _here(self, service: Service, value: str) -> str:
         """Translate what a container sees into what this machine has."""
-        for target, source in (*service.mounts.items(), (HOME_IN_CONTAINER, self.home)):
+        for target, source in self._places(service):
             value = str(source) + value[len(target) :] if value.startswith(target) else value
         for known, here in (("postgres:5432", self._postgres), ("temporal:7233", self.temporal)):
             value = value.replace(known, here)
         return LOOPBACK if value in {"postgres", "0.0.0.0"} else value  # noqa: S104 - names it, binds nothing
+
+    def _places(self, service: Service) -> Iterator[tuple[str, Path]]:
+        """Yield each path of a container with the one it is here."""
+        yield from service.mounts.items()
+        yield HOME_IN_CONTAINER, self.home
+        yield FACTORY_IN_CONTAINER, self.home / "home-of-factory-1"
 
 
 def take_temporal_ports(ports: PortReservation) -> dict[str, str]:
@@ -135,6 +143,7 @@ def plan_production(settings: Settings, site: Site, ports: PortReservation, *, f
         _temporal(part("temporal", "temporal", "control"), site),
         part("temporal-namespace", "temporal-namespace", "migration"),
         part("migration", "migration", "migration"),
+        part("factory-token", "factory-token", "migration"),
         part("api", "api", "api", **api),
         replace(part("api-2", "api", "api", **second), url=second_url, probe=lambda _pid: healthy(second_url)),
         part("control", "control", "control"),
