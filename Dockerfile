@@ -6,7 +6,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates git openssh-client \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --create-home gigafactory \
-    && install -d -o gigafactory -g gigafactory -m 0700 /var/lib/gigafactory
+    && install -d -o gigafactory -g gigafactory -m 0700 /var/lib/gigafactory /var/lib/factory
 
 COPY requirements.lock /tmp/requirements.lock
 RUN pip install --no-cache-dir --require-hashes -r /tmp/requirements.lock && rm /tmp/requirements.lock

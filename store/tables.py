@@ -151,7 +151,6 @@ leases = Table(
     Column("grant_message", Json, nullable=False),  # core.attempt.Grant
     Column("granted_at", UtcDateTime, nullable=False),
     _text("accepted_sha"),
-    Column("accepted_result", Json),
     Column("accepted_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
     _text("reason"),

@@ -40,19 +40,19 @@ class PostgresServer:
         """Return the SQLAlchemy URL of a database."""
         return f"postgresql+asyncpg://{USER}@/{database}?host={self.socket}&port={self.port}"
 
-    def run(self, *statements: str, database: str = "postgres") -> None:
-        """Run statements, each by itself."""
+    def run(self, *statements: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Run statements, each by itself; return the rows of the last one."""
         with ThreadPoolExecutor(1) as thread:  # a test's own event loop may be running in this one
-            thread.submit(lambda: asyncio.run(_execute(self, database, statements))).result()
+            return thread.submit(lambda: asyncio.run(_execute(self, database, statements))).result()
 
 
-async def _execute(server: PostgresServer, database: str, statements: tuple[str, ...]) -> None:
+async def _execute(server: PostgresServer, database: str, statements: tuple[str, ...]) -> list[tuple[Any, ...]]:
     import asyncpg
 
     connection = await asyncpg.connect(host=str(server.socket), port=server.port, user=USER, database=database)
     try:
-        for statement in statements:
-            await connection.execute(statement)
+        rows = [await connection.fetch(statement) for statement in statements]
+        return [tuple(row) for row in rows[-1]]
     finally:
         await connection.close()
 

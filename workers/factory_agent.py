@@ -445,17 +445,10 @@ def lock_identity(folder: Path) -> IO[str] | None:
     return lock
 
 
-def take_first_token(own: Path, first: Path) -> None:
-    """Copy the token to begin with into our own file, unless we have one: that may have been renewed since."""
-    if not own.exists():
-        write_token(own, first.read_text(encoding="utf-8").strip())
-
-
 async def main(arguments: Sequence[str] | None = None) -> int:
     """Run a factory until SIGTERM or SIGINT; returns the exit code."""
     parser = argparse.ArgumentParser(prog="workers.factory_agent", description="Runs one factory.")
     parser.add_argument("--name", help="name of the factory; a memorable one is made up when it is missing")
-    parser.add_argument("--first-token", type=Path, help="file with the token to begin with, if there is none of ours")
     given = parser.parse_args(arguments)
     settings = read_settings()
     name = given.name or settings.enrolled_as or memorable_name(f"{host_name()} {settings.home}")
@@ -466,8 +459,6 @@ async def main(arguments: Sequence[str] | None = None) -> int:
             "factory.in_use", name=name, hint="another agent of this name runs here; give this one another --name"
         )
         return EXIT_IN_USE
-    if given.first_token:
-        take_first_token(factory_token_file(settings.home, name), given.first_token)
     become_subreaper()
     agent = Agent(name, settings, dict(os.environ))
     for number in (signal.SIGTERM, signal.SIGINT):

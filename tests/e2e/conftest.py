@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +24,7 @@ import httpx
 import pytest
 
 from tests.conftest import TOPOLOGY
-from tests.topology.production import full_server, production
+from tests.topology.production import LEDGER, full_server, production
 
 ROOT = Path(__file__).resolve().parents[2]
 LEASE_S = 3.0
@@ -51,10 +53,12 @@ def git(*arguments: str, cwd: Path | None = None) -> str:
 
 @dataclass(frozen=True)
 class Launcher:
-    """How a stack is brought up, and how it loses Temporal's data while it is down."""
+    """How a stack is brought up, how it loses Temporal's data while it is down, and how to get at its ledger."""
 
     command: list[str]
     lose_temporal: Callable[[], None]
+    ledger: Callable[..., list[tuple[Any, ...]]]
+    """Runs SQL statements and returns the rows of the last."""
 
 
 @dataclass
@@ -134,6 +138,10 @@ class Stack:
     def lose_temporal(self) -> None:
         """Delete all that Temporal knows; the stack must not run."""
         self._launcher.lose_temporal()
+
+    def ledger(self, *statements: str) -> list[tuple[Any, ...]]:
+        """Run SQL statements on the ledger behind everybody's back; return the rows of the last one."""
+        return self._launcher.ledger(*statements)
 
     def client(self, url: str) -> httpx.Client:
         """Return a client of the API that the stack's record lists under that name."""
@@ -289,15 +297,23 @@ def embedded_launcher(home: Path, factories: int) -> Iterator[Launcher]:
         for path in home.glob("temporal.db*"):
             path.unlink()
 
+    def ledger(*statements: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(home / "ledger.db", timeout=30, isolation_level=None)) as connection:
+            return [connection.execute(statement).fetchall() for statement in statements][-1]
+
     command = [sys.executable, "-P", "-m", "cli", "up", "--detach", "--factories", str(factories)]
-    yield Launcher(command, lose_temporal)
+    yield Launcher(command, lose_temporal, ledger)
 
 
 @contextmanager
 def production_launcher(home: Path, factories: int) -> Iterator[Launcher]:
     """Start the processes of docker-compose.yml, on a PostgreSQL server of this stack's own."""
-    with production(full_server(), factories=factories) as (command, lose_temporal):
-        yield Launcher(command, lose_temporal)
+    with production(full_server(), factories=factories) as (command, server):
+
+        def lose_temporal() -> None:
+            server.run("DROP DATABASE temporal", "DROP DATABASE temporal_visibility")
+
+        yield Launcher(command, lose_temporal, partial(server.run, database=LEDGER))
 
 
 @pytest.fixture(scope="session")

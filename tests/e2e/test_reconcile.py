@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sqlite3
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +22,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from core.attempt import workflow_id
+from tests.conftest import TOPOLOGY
 from tests.e2e.conftest import Remote, Stack, wait_for
 
 pytestmark = [pytest.mark.serial, pytest.mark.chaos]
@@ -92,20 +92,33 @@ async def knows(client: Client, name: str) -> bool:
     return True
 
 
+LOSE = "INSERT INTO lost VALUES (NEW.id); DELETE FROM outbox WHERE id = NEW.id;"
+TRIGGERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "embedded": (
+        (f"CREATE TRIGGER lose AFTER INSERT ON outbox WHEN {{condition}} BEGIN {LOSE} END",),
+        ("DROP TRIGGER lose",),
+    ),
+    "production": (
+        (
+            f"CREATE FUNCTION lose() RETURNS trigger AS $$ BEGIN {LOSE} RETURN NULL; END $$ LANGUAGE plpgsql",
+            "CREATE TRIGGER lose AFTER INSERT ON outbox FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION lose()",
+        ),
+        ("DROP TRIGGER lose ON outbox", "DROP FUNCTION lose"),
+    ),
+}
+"""How each topology's database begins to lose messages, and how it ends."""
+
+
 @contextmanager
 def losing(stack: Stack, kind: str, name: str) -> Iterator[Callable[[], int]]:
     """Lose every outbox message of that kind and name inside the block; yields how many were lost so far."""
-    with closing(sqlite3.connect(stack.home / "ledger.db", timeout=30, isolation_level=None)) as ledger:
-        ledger.execute("CREATE TABLE lost (id INTEGER)")
-        ledger.execute(
-            f"CREATE TRIGGER lose AFTER INSERT ON outbox WHEN NEW.kind = '{kind}' AND NEW.name = '{name}' "  # noqa: S608
-            "BEGIN INSERT INTO lost VALUES (NEW.id); DELETE FROM outbox WHERE id = NEW.id; END"
-        )
-        try:
-            yield lambda: int(ledger.execute("SELECT count(*) FROM lost").fetchone()[0])
-        finally:
-            ledger.execute("DROP TRIGGER lose")
-            ledger.execute("DROP TABLE lost")
+    begin, end = TRIGGERS[TOPOLOGY]
+    condition = f"NEW.kind = '{kind}' AND NEW.name = '{name}'"
+    stack.ledger("CREATE TABLE lost (id INTEGER)", *(statement.format(condition=condition) for statement in begin))
+    try:
+        yield lambda: int(stack.ledger("SELECT count(*) FROM lost")[0][0])
+    finally:
+        stack.ledger(*end, "DROP TABLE lost")
 
 
 def assert_nothing_is_held(stack: Stack) -> None:

@@ -91,11 +91,12 @@ async def test_epochs_raised_by_several_processes_are_all_different(fleet: Fleet
 
 @pytest.mark.usefixtures("own_schema")
 async def test_dispatch_of_several_processes_grants_each_job_and_seat_once(fleet: Fleet) -> None:
-    """Processes that dispatch together grant every job exactly once, never more than the seats, and all jobs end.
+    """Processes that dispatch together grant every job exactly once, within seats and limits, and all jobs end.
 
     Some of the jobs share locks and paths, so that grants get in each other's way; who holds what never overlaps.
     """
-    workers, count, seats = 4, 24, 2
+    workers, count, seats, limit = 4, 24, 2, 3
+    await fleet.ledger.set_limit("engine", "shell", limit, actor="ann", now=fleet.now)
     for name in ("f1", "f2"):
         await fleet.factory(name, stations={"shell": seats}, seats=seats)
     for n in range(count):
@@ -103,7 +104,7 @@ async def test_dispatch_of_several_processes_grants_each_job_and_seat_once(fleet
         scope = ("src/**",) if n % 4 == 0 else ("docs/**", f"part{n}/*") if n % 4 == 1 else ()
         await fleet.submit(f"j-{n}", lock=lock, allowed_scope=scope)
 
-    await _watch_seats(fleet, seats)
+    await _watch_leases(fleet, seats, limit)
 
     outputs = await together("dispatch.py", [[fleet.url, count] for _ in range(workers)])
 
@@ -116,9 +117,10 @@ async def test_dispatch_of_several_processes_grants_each_job_and_seat_once(fleet
     assert len((await fleet.ledger.jobs(stages=[Stage.SHIPPED], limit=500)).items) == count
 
 
-async def _watch_seats(fleet: Fleet, seats: int) -> None:
-    """Let the database itself refuse a lease beyond the seats of its factory, however it came about."""
-    too_many = f"(SELECT count(*) FROM leases WHERE holds_seat AND factory = NEW.factory) > {seats}"  # noqa: S608 - ours
+async def _watch_leases(fleet: Fleet, seats: int, limit: int) -> None:
+    """Let the database itself refuse a lease beyond its factory's seats or its engine's limit, whoever writes it."""
+    held = "SELECT count(*) FROM leases WHERE holds_seat AND"
+    too_many = f"({held} factory = NEW.factory) > {seats} OR ({held} engine = NEW.engine) > {limit}"
     if fleet.url.startswith("sqlite"):
         statements = [
             f"CREATE TRIGGER watch AFTER INSERT ON leases WHEN {too_many} BEGIN SELECT RAISE(ABORT, 'too many'); END"

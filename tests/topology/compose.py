@@ -26,7 +26,7 @@ class Service:
     """Entrypoint and command."""
     environment: Mapping[str, str]
     mounts: Mapping[str, Path]
-    """Bind mounts and secrets: path in the container, path in the checkout."""
+    """Bind mounts: path in the container, path in the checkout."""
     once: bool
     """It runs to its end and is not started again."""
     after: tuple[str, ...]
@@ -41,8 +41,7 @@ def read_services(text: str, variables: Mapping[str, str]) -> dict[str, Service]
 
     """
     document = yaml.safe_load(interpolate(text, variables))
-    secrets = {name: ROOT / secret["file"] for name, secret in document["secrets"].items()}
-    return {name: _service(name, body, secrets) for name, body in document["services"].items()}
+    return {name: _service(name, body) for name, body in document["services"].items()}
 
 
 def interpolate(text: str, variables: Mapping[str, str]) -> str:
@@ -62,10 +61,9 @@ def variables_of(text: str) -> set[str]:
     return {match["name"] for match in _VARIABLE.finditer(text)}
 
 
-def _service(name: str, body: Mapping[str, Any], secrets: Mapping[str, Path]) -> Service:
+def _service(name: str, body: Mapping[str, Any]) -> Service:
     binds = [volume.split(":") for volume in body.get("volumes", ()) if volume.startswith(".")]
     mounts = {target: ROOT / source for source, target, *_ in binds}
-    mounts |= {secret["target"]: secrets[secret["source"]] for secret in body.get("secrets", ())}
     ended = "service_completed_successfully"
     return Service(
         name=name,

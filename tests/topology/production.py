@@ -15,15 +15,17 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from core.settings import Settings
 from store.settings_source import read_settings
+from tests.conftest import TOPOLOGY
 from tests.conftest_postgres import PostgresServer, postgres_binaries, running_postgres
 from tests.topology.compose import COMPOSE_FILE, ROOT, Service, read_services
 from workers.stack import run_steward
@@ -34,10 +36,14 @@ from workers.temporal_full_server import obtain_full_server
 from workers.temporal_server import TemporalMissing
 
 REQUIRED = "GIGAFACTORY_REQUIRE_TOPOLOGY"
-"""Set to 1 where a full server that cannot be had must fail the tests instead of skipping them."""
+"""Set to 1 where what cannot be had must fail the tests instead of skipping them, as `--topology production` does."""
 VARIABLES = {"POSTGRES_PASSWORD": "unasked", "TEMPORAL_HISTORY_SHARDS": "4"}
 """PostgreSQL trusts this machine here; four shards are enough for two cores."""
+LEDGER = "gigafactory"
+"""The ledger's database."""
 HOME_IN_CONTAINER = "/var/lib/gigafactory"
+FACTORY_IN_CONTAINER = "/var/lib/factory"
+"""Where one service sees the home of the factory."""
 TEMPORAL_PORTS = (
     "TEMPORAL_PORT",
     "TEMPORAL_HTTP_PORT",
@@ -96,11 +102,17 @@ class Site:
 
     def _here(self, service: Service, value: str) -> str:
         """Translate what a container sees into what this machine has."""
-        for target, source in (*service.mounts.items(), (HOME_IN_CONTAINER, self.home)):
+        for target, source in self._places(service):
             value = str(source) + value[len(target) :] if value.startswith(target) else value
         for known, here in (("postgres:5432", self._postgres), ("temporal:7233", self.temporal)):
             value = value.replace(known, here)
         return LOOPBACK if value in {"postgres", "0.0.0.0"} else value  # noqa: S104 - names it, binds nothing
+
+    def _places(self, service: Service) -> Iterator[tuple[str, Path]]:
+        """Yield each path of a container with the one it is here."""
+        yield from service.mounts.items()
+        yield HOME_IN_CONTAINER, self.home
+        yield FACTORY_IN_CONTAINER, self.home / "home-of-factory-1"
 
 
 def take_temporal_ports(ports: PortReservation) -> dict[str, str]:
@@ -133,6 +145,7 @@ def plan_production(settings: Settings, site: Site, ports: PortReservation, *, f
         _temporal(part("temporal", "temporal", "control"), site),
         part("temporal-namespace", "temporal-namespace", "migration"),
         part("migration", "migration", "migration"),
+        part("factory-token", "factory-token", "migration"),
         part("api", "api", "api", **api),
         replace(part("api-2", "api", "api", **second), url=second_url, probe=lambda _pid: healthy(second_url)),
         part("control", "control", "control"),
@@ -170,31 +183,29 @@ async def healthy(url: str) -> bool:
 
 
 def full_server() -> Path:
-    """Return the directory of the full server's programs; builds them once, skips loudly where that cannot be done."""
+    """Return the directory of the full server's programs; builds them once, see `cannot_run` where that fails."""
     try:
         found = asyncio.run(obtain_full_server(environ=os.environ, tell=_tell))
     except TemporalMissing as error:
-        reason = f"{error.message}; {error.hint}"
-        assert os.environ.get(REQUIRED) != "1", f"{REQUIRED}=1, but {reason}"
-        pytest.skip(reason)
+        cannot_run(f"{error.message}; {error.hint}")
     return found.bin_dir
 
 
-@contextmanager
-def production(bin_dir: Path, *, factories: int) -> Iterator[tuple[list[str], Callable[[], None]]]:
-    """Run a PostgreSQL server of one topology's own.
+def cannot_run(reason: str) -> NoReturn:
+    """Fail the test when this topology was asked for; skip it, with the reason, where it only comes along."""
+    if TOPOLOGY == "production" or os.environ.get(REQUIRED) == "1":
+        pytest.fail(f"the production topology was asked for, but {reason}", pytrace=False)
+    pytest.skip(reason)
 
-    Yields the command that brings that topology up, and a function that deletes Temporal's data while it is down.
-    """
+
+@contextmanager
+def production(bin_dir: Path, *, factories: int) -> Iterator[tuple[list[str], PostgresServer]]:
+    """Run a PostgreSQL server of one topology's own; yields the command that brings the topology up, and the server."""
     ports = PortReservation()
     try:
         with _postgres(ports) as server:
             command = [sys.executable, "-P", "-m", "tests.topology.production", "up"]
-
-            def lose_temporal() -> None:
-                server.run("DROP DATABASE temporal", "DROP DATABASE temporal_visibility")
-
-            yield [*command, *_arguments(factories, server.port, bin_dir)], lose_temporal
+            yield [*command, *_arguments(factories, server.port, bin_dir)], server
     finally:
         ports.release()
 
@@ -216,9 +227,9 @@ def running_full_server(bin_dir: Path, folder: Path) -> Iterator[str]:
 def _postgres(ports: PortReservation) -> Iterator[PostgresServer]:
     binaries = postgres_binaries()
     if binaries is None:
-        pytest.skip("PostgreSQL's server binaries are neither in /usr/lib/postgresql/*/bin nor on PATH")
+        cannot_run("PostgreSQL's server binaries are neither in /usr/lib/postgresql/*/bin nor on PATH")
     with running_postgres(binaries, port=ports.take(FIRST_PORT)) as server:
-        server.run("CREATE DATABASE gigafactory")
+        server.run(f"CREATE DATABASE {LEDGER}")
         yield server
 
 

@@ -26,7 +26,13 @@ DOCUMENT: dict[str, Any] = yaml.safe_load(interpolate(TEXT, {"POSTGRES_PASSWORD"
 LASTING = [service for service in SERVICES.values() if not service.once]
 TEMPLATE = (ROOT / "docker" / "temporal" / "production.yaml").read_text()
 SCHEMA_SCRIPT = (ROOT / "docker" / "temporal" / "setup-schema.sh").read_text()
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
 EVERY = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
+
+
+def volumes_of(service: Service) -> list[str]:
+    """Return the volumes that the service mounts, as `name:path`."""
+    return list(service.document.get("volumes", ()))
 
 
 def modules_of(service: Service) -> list[str]:
@@ -69,7 +75,7 @@ def test_images_are_pinned(service: Service) -> None:
 
 def test_base_image_is_pinned() -> None:
     """The same for our own image."""
-    assert re.search(r"^FROM python:3\.\d+\.\d+-slim-\w+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert re.search(r"^FROM python:3\.\d+\.\d+-slim-\w+$", DOCKERFILE, re.MULTILINE)
 
 
 @EVERY
@@ -105,33 +111,41 @@ def test_what_lasts_has_a_health_check_and_comes_back(service: Service) -> None:
 
 
 def test_everything_that_is_named_is_there_and_used() -> None:
-    """Volumes, secrets, networks and dependencies."""
-    for kind in ("volumes", "secrets", "networks"):
+    """Volumes, networks and dependencies."""
+    for kind in ("volumes", "networks"):
         assert all(name in TEXT.partition("\nservices:")[2] for name in DOCUMENT[kind])
     for service in SERVICES.values():
         assert set(service.document.get("depends_on", {})) <= set(SERVICES)
         named = {volume.split(":")[0] for volume in service.document.get("volumes", ()) if volume[0] not in "./"}
         assert named <= set(DOCUMENT["volumes"])
-        assert all(
-            (ROOT / "docker") in path.parents or path.parent.name == "secrets" for path in service.mounts.values()
-        )
+        assert all((ROOT / "docker") in path.parents and path.is_dir() for path in service.mounts.values())
 
 
 def test_control_plane_alone_knows_the_ledger() -> None:
-    """A factory never opens it, and gets no token but its own."""
+    """A factory never opens it, and sees no token but its own: the others lie in a volume that it has not."""
     with_ledger = {name for name, service in SERVICES.items() if f"{PREFIX}DATABASE_URL" in service.environment}
     assert with_ledger == {"migration", "api", "control", "gateway"}
-    assert [secret["source"] for secret in SERVICES["factory"].document["secrets"]] == ["factory-1-token"]
+    with_tokens = {name for name, service in SERVICES.items() if any("home:" in v for v in volumes_of(service))}
+    assert with_tokens == {"api", "factory-token", "gateway"}
+    assert volumes_of(SERVICES["factory"]) == ["factory:/var/lib/gigafactory"]
+
+
+def test_volumes_are_mounted_where_the_image_has_directories_of_our_user() -> None:
+    """Docker gives a new volume the owner of what it covers; any other place would be root's, and not writable."""
+    made = re.search(r"install -d -o gigafactory -g gigafactory -m 0700 (.+)$", DOCKERFILE, re.MULTILINE)
+    assert made is not None
+    ours = [service for service in SERVICES.values() if service.document["image"].startswith("gigafactory:")]
+    places = {volume.split(":")[1] for service in ours for volume in volumes_of(service)}
+    assert places == set(made[1].split())
 
 
 def test_file_holds_no_secret_and_says_what_it_needs() -> None:
-    """Secrets come from `.env` and files, which git ignores; docker/env.example lists every variable."""
+    """Secrets come from `.env`, which git ignores; docker/env.example lists every variable."""
     with pytest.raises(KeyError, match=r"make-secrets\.sh"):
         read_services(TEXT, {})
     listed = set(re.findall(r"^#?(\w+)=", (ROOT / "docker" / "env.example").read_text(), re.MULTILINE))
     assert variables_of(TEXT) == listed
-    ignored = (ROOT / ".gitignore").read_text().splitlines()
-    assert {"/.env", "/secrets/"} <= set(ignored)
+    assert "/.env" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_temporal_reads_every_variable_that_it_is_given() -> None:
@@ -158,14 +172,11 @@ def test_secrets_are_made_once_and_kept(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "docker", tmp_path / "docker")
     script = ["sh", str(tmp_path / "docker" / "make-secrets.sh")]
     subprocess.run(script, check=True)
-    made = {path: path.read_text() for path in (tmp_path / ".env", *(tmp_path / "secrets").iterdir())}
-    assert re.fullmatch(r"POSTGRES_PASSWORD=[A-Za-z0-9]{43}\n", made[tmp_path / ".env"])
-    assert re.fullmatch(r"gfu_[A-Za-z0-9]{43}\n", made[tmp_path / "secrets" / "token"])
-    assert re.fullmatch(r"gff_[A-Za-z0-9]{43}\n", made[tmp_path / "secrets" / "factory-1-token"])
+    made = (tmp_path / ".env").read_text()
+    assert re.fullmatch(r"POSTGRES_PASSWORD=[A-Za-z0-9]{43}\n", made)
     assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
-    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
     subprocess.run(script, check=True)
-    assert {path: path.read_text() for path in made} == made
+    assert (tmp_path / ".env").read_text() == made
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,16 @@ def test_health_check_of_the_container_tells_whether_a_part_works(fleet: Stack, 
     assert exit_code("1", "127.0.0.1:1") == 1
 
 
+def test_token_that_a_container_of_a_factory_gets_is_its_own(fleet: Stack, clients: Clients) -> None:
+    """The compose file's own service handed it over; the APIs take it for that factory, and for nothing else."""
+    token = (fleet.home / "home-of-factory-1" / "factories" / "factory-1" / "token").read_text().strip()
+    headers = {"Authorization": f"Bearer {token}"}
+    for first in (0, 1):
+        known = clients.call(first, "GET", "/fleet/tokens/self", headers=headers).json()
+        assert (known["roles"], known["factory"]) == (["factory"], "factory-1")
+        assert clients.call(first, "GET", "/fleet/jobs", headers=headers).status_code == 403
+
+
 def test_submits_and_ships_through_both_while_one_of_each_is_killed(
     fleet: Stack, clients: Clients, remote: Remote, tmp_path: Path
 ) -> None:

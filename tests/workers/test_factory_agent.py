@@ -31,7 +31,7 @@ from store.token_files import factory_token_file, write_token
 from tests.conftest import TemporalServer
 from tests.repositories import Checkout
 from tests.workers.api_stub import ApiStub
-from workers.factory_agent import EXIT_IN_USE, EXIT_REFUSED, lock_identity, take_first_token
+from workers.factory_agent import EXIT_IN_USE, EXIT_REFUSED, lock_identity
 from workers.process_table import birth_of
 
 
@@ -414,14 +414,3 @@ def test_memorable_names_are_stable_and_many() -> None:
     """The same seed gives the same name; a hundred seeds give nearly a hundred names."""
     assert memorable_name("host /home") == memorable_name("host /home")
     assert len({memorable_name(str(number)) for number in range(100)}) > 90
-
-
-def test_first_token_is_copied_once(tmp_path: Path) -> None:
-    """A secret that was mounted is where a factory begins; a token that took its place since is kept."""
-    first, own = tmp_path / "mounted", tmp_path / "factories" / "f" / "token"
-    first.write_text("gff_first\n")
-    take_first_token(own, first)
-    assert (own.read_text(), own.stat().st_mode & 0o777) == ("gff_first\n", 0o600)
-    own.write_text("gff_second\n")
-    take_first_token(own, first)
-    assert own.read_text() == "gff_second\n"
