@@ -48,7 +48,14 @@ def test_operation_keeps_to_its_description(case: Case[Any], api: ApiProcess) ->
     machine |= (case.path, case.method) == ("/fleet/factories", "POST")
     side = api.of_factory("brisk-otter") if machine else "token"
     case.headers.pop("authorization", None)
-    answer = case.call(base_url=api.url, headers={"Authorization": f"Bearer {api.token(side)}"}, timeout=20)
-    if answer.status_code == 503 and case.path.endswith("/actions"):
+    shown = a_token(api) if case.path.endswith("/tokens/self/rotate") else api.token(side)
+    answer = case.call(base_url=api.url, headers={"Authorization": f"Bearer {shown}"}, timeout=20)
+    if answer.status_code == 503 and case.path.endswith(("/actions", "/recover")):
         return  # no Temporal here, and that is documented
     case.validate_response(answer, checks=CHECKS)
+
+
+def a_token(api: ApiProcess) -> str:
+    """Return a token that may be used up: a replaced one would open nothing for all cases that come after."""
+    secret: str = api.call("POST", "/fleet/tokens", json={"name": "spare", "roles": ["admin"]}).json()["secret"]
+    return secret
