@@ -100,15 +100,28 @@ async def test_dispatch_beside_callers_that_went_away_still_grants(fleet: Fleet,
 
 
 async def test_dispatch_serves_priority_before_age(fleet: Fleet) -> None:
-    """The critical job gets the only seat, and the older one that it overtook is counted as overtaken."""
+    """The critical job gets the only seat; that is what priority means, so nobody counts as overtaken."""
     await fleet.factory("f1", stations={"shell": 1})
     await fleet.submit("old")
-    await fleet.submit("other", engine="codex")
     await fleet.submit("urgent", priority=Priority.CRITICAL)
 
     (grant,) = await fleet.ledger.dispatch(fleet.now)
 
     assert grant.job_id == "urgent"
+    assert {job.job_id: job.overtaken for job in (await fleet.ledger.snapshot(fleet.now)).jobs} == {"old": 0}
+
+
+async def test_dispatch_counts_who_was_overtaken_by_a_later_equal(fleet: Fleet) -> None:
+    """A product that has nothing yet goes before the older job of one that runs; only who could have run is counted."""
+    await fleet.factory("f1", stations={"shell": 2})
+    await fleet.granted("runs", product_id="big")
+    await fleet.submit("old", product_id="big")
+    await fleet.submit("other", product_id="big", engine="codex")
+    await fleet.submit("later", product_id="small")
+
+    (grant,) = await fleet.ledger.dispatch(fleet.now)
+
+    assert grant.job_id == "later"
     overtaken = {job.job_id: job.overtaken for job in (await fleet.ledger.snapshot(fleet.now)).jobs}
     assert overtaken == {"old": 1, "other": 0}
 
