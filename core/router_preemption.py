@@ -82,7 +82,7 @@ class _Search:
                 changed = {factory: fleet.freed(fleet.standings[factory], victim.engine)}
                 everywhere = full or closed != fleet.closed
                 for standing in (fleet.standings | changed if everywhere else changed).values():
-                    for engine in answers.of(standing).open:
+                    for engine in answers.of(standing).open_engines:
                         yield scores.order(standing, engine), victim
 
     def _is_full(self, job: ReadyJob, fewer: int) -> bool:

@@ -77,7 +77,7 @@ class Grounds(NamedTuple):
         return sorted(
             self.scores.place(standing, engine)
             for answer, members in self.groups
-            for engine in answer.open
+            for engine in answer.open_engines
             for standing in members
         )
 
@@ -95,7 +95,9 @@ class Table:
         self._fleet = fleet
         self._answers = answers
         now = answers()
-        self._ranking = [scores.order(standing, engine) for standing in fleet.open for engine in now.of(standing).open]
+        self._ranking = [
+            scores.order(standing, engine) for standing in fleet.open for engine in now.of(standing).open_engines
+        ]
         heapify(self._ranking)
 
     def best(self) -> Place | None:
@@ -104,7 +106,7 @@ class Table:
         while self._ranking:
             top = self._ranking[0]
             standing, engine = self._fleet.standings[top[-2]], top[-1]
-            if engine not in answers.of(standing).open:
+            if engine not in answers.of(standing).open_engines:
                 heappop(self._ranking)
             elif self.scores.order(standing, engine) == top:
                 return self.scores.place(standing, engine)

@@ -71,6 +71,7 @@ from store.views import (
     LimitKind,
     LogView,
     OutboxRow,
+    PlaceExplanation,
     Pulled,
     ReportAck,
     Restarted,
@@ -220,6 +221,17 @@ class Ledger:
         """
         inputs = await self._database.read(explaining.read, self._fleet, job_id, now)
         return explaining.explain(inputs)
+
+    async def place_explanation(self, job_id: str, factory: str, now: datetime) -> PlaceExplanation:
+        """Return why the job does not run on that factory; for a job that waits computed now, otherwise as decided.
+
+        Raises:
+            NotFound: there is no such job, or no such factory.
+
+        """
+        await self.factory(factory)
+        inputs = await self._database.read(explaining.read, self._fleet, job_id, now)
+        return explaining.explain_place(inputs, factory)
 
     # --- what the workflow writes (projection) ------------------------------------------------------------------------
 

@@ -102,8 +102,8 @@ class Gf:
         """Do something with the ledger."""
         return asyncio.run(work)
 
-    def factory(self, engine: str) -> None:
-        """Have a factory for an engine that only this test's jobs name."""
+    def factory(self, engine: str) -> str:
+        """Have a factory for an engine that only this test's jobs name; return its name."""
         name = f"factory-{uuid.uuid4().hex[:6]}"
         body = {
             "name": name,
@@ -116,6 +116,7 @@ class Gf:
         body["stations"] = [{"engine": engine, "seats": 9, "version": "1.0"}]
         answer = self.api.call("POST", "/fleet/factories", token=self.api.of_factory(name), json=body)
         assert answer.status_code == 200, answer.text
+        return name
 
     def holder(self, job_id: str) -> str:
         """Return the token file of the factory that epoch 1 was granted to."""
