@@ -71,15 +71,13 @@ def main() -> int:
     options = parser(
         "fairness", products=1_000, dispatches=500_000, steps=1_000_000, states=1_000_000, changes=10_000
     ).parse_args()
-    figures: dict[str, Any] = {}
-    for part in (
-        lambda: advice(options.changes),
-        lambda: starvation(options.steps),
-        lambda: preemption(options.states),
-        lambda: shares(options.products, options.dispatches),
-    ):
-        figures |= part()
-        tell(str(figures))
+    figures = advice(options.changes)
+    tell(str(figures))
+    figures |= starvation(options.steps)
+    tell(str(figures))
+    figures |= preemption(options.states)
+    tell(str(figures))
+    figures |= shares(options.products, options.dispatches)
     publish("fairness", figures, as_json=options.json)
     return 0
 
