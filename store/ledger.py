@@ -94,7 +94,7 @@ class Ledger:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._sensitive = settings.sensitive_capabilities
-        self._fleet = FleetReader(self._sensitive)
+        self._fleet = FleetReader(self._sensitive, settings.routing)
         self._silent_after = timedelta(seconds=BEATS_UNTIL_SILENT * settings.factory_beat_s)
         self._outbox_retry_s = settings.outbox_retry_s
         self._flaky = FlakyPolicy(failures=settings.quarantine_failures, window_s=settings.quarantine_window_s)
