@@ -25,6 +25,7 @@ from store.views import (
     JobPage,
     JobView,
     LogView,
+    PlaceExplanation,
     Quarantine,
     StationRow,
 )
@@ -183,6 +184,15 @@ class ExplanationDocument(JobExplanation):
     """The whole answer as lines for people."""
 
 
+class PlaceDocument(PlaceExplanation):
+    """Why a job does not run on a certain factory."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    lines: tuple[str, ...] = ()
+    """The whole answer as lines for people."""
+
+
 class FactoryDocument(Document):
     """One factory."""
 
@@ -298,6 +308,12 @@ def explanation_document(explanation: JobExplanation, job: JobView) -> Explanati
         lines.append(f"waits for {waiting.kind}: {waiting.message}")
         lines += [f"next: {waiting.command}"] if waiting.command else []
     return ExplanationDocument(**dict(explanation), waiting=waiting, lines=tuple(lines))
+
+
+def place_document(place: PlaceExplanation) -> PlaceDocument:
+    """Return why a job does not run on a factory, also as lines for people."""
+    lines = tuple(place.answer.render()) if place.answer is not None else (place.message,)
+    return PlaceDocument(**dict(place), lines=lines)
 
 
 def factory_document(factory: FactoryRow) -> FactoryDocument:

@@ -529,6 +529,15 @@ def why(job_id: Job, as_json: Json = False) -> int:
     return story.why(job_id, as_json=as_json)
 
 
+@app.command("why-not")
+@guarded
+def why_not(job_id: Job, factory: Factory, as_json: Json = False) -> int:
+    """Say why a job does not run on a certain factory, and what would let it run there."""
+    from cli import story  # noqa: PLC0415
+
+    return story.why_not(job_id, factory, as_json=as_json)
+
+
 # --- jobs: decide -----------------------------------------------------------------------------------------------------
 
 

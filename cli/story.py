@@ -1,9 +1,10 @@
-"""Commands that tell what happened to a job and why: logs, events, why. *Does I/O: HTTP, terminal.*"""
+"""Commands that tell what happened to a job and why: logs, events, why, why-not. *Does I/O: HTTP, terminal.*"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 from cli import output, words
 from cli.client import connect, job_path
@@ -53,6 +54,17 @@ def why(job_id: str, *, as_json: bool) -> ExitCode:
         return ExitCode.DONE
     output.say(f"{job_id} is {explanation['stage']}")
     for text in explanation["lines"]:
+        output.say(text)
+    return ExitCode.DONE
+
+
+def why_not(job_id: str, factory: str, *, as_json: bool) -> ExitCode:
+    """Say why a job does not run on a certain factory."""
+    place = connect().get(job_path(job_id, f"/explanation/{quote(factory, safe='')}"))
+    if as_json:
+        output.document(place)
+        return ExitCode.DONE
+    for text in place["lines"]:
         output.say(text)
     return ExitCode.DONE
 

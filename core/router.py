@@ -281,12 +281,12 @@ def members_of(grounds: Grounds) -> dict[str, Any]:
         )
         for answer, names in alike.values()
     ]
-    options = [Option(*place.order[-2:], place.score.total, place.score.values) for place in grounds.places()]
+    options = grounds.options()
     there = {name for _, names in alike.values() for name in names}
     return {
         "reports": tuple(sorted(reports, key=lambda report: report.factories)),
         "weights": dict(zip(PARTS, grounds.scores.factors, strict=True)) if options else {},
-        "options": tuple(options),
+        "options": options,
         "avoided": tuple(name for name in grounds.scores.job.excluded if name in there),
     }
 

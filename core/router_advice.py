@@ -28,7 +28,7 @@ _ENROL_PRICE = 30
 _REMEDIES: dict[str, _Remedy] = {
     RejectionCode.CAPABILITY: _DROP,
     RejectionCode.ENGINE: _Remedy("add_engine", 15, "add engine {engine} to {factory}"),
-    RejectionCode.NO_SEATS: _Remedy("add_seats", 6, "give {place} a seat"),
+    RejectionCode.NO_SEATS: _Remedy("add_seats", 6, "give {place} a free seat"),
     RejectionCode.NOT_ATTESTED: _Remedy("attest", 5, "attest {observed} for {factory}"),
     RejectionCode.ENGINE_UNUSABLE: _Remedy("repair_engine", 5, "repair {place}{repair}"),
     RejectionCode.DISK: _Remedy("free_disk", 4, "free disk on {factory}"),

@@ -35,7 +35,7 @@ class Answer:
     """Engines of the factory that may do the job, in the job's order of preference."""
     rejections: tuple[Rejection, ...]
     """All reasons; those with an engine only exclude that station."""
-    open: tuple[str, ...]
+    open_engines: tuple[str, ...]
     """Engines that could start the job now, locks apart."""
     able: bool
     """It could start the job now if a seat were free."""
@@ -117,7 +117,7 @@ def judge(needs: Needs, kind: Kind, tie: _Tie, closed: tuple[Closed, ...]) -> An
     return Answer(
         engines=engines,
         rejections=(*against, *chain.from_iterable(stations.values())),
-        open=() if against else tuple([engine for engine in engines if not stations[engine]]),
+        open_engines=() if against else tuple([engine for engine in engines if not stations[engine]]),
         able=not barred and any(all(reason.code in _SEATS for reason in reasons) for reasons in stations.values()),
         possible=not lasting and any(all(not r.permanent for r in reasons) for reasons in stations.values()),
     )

@@ -39,7 +39,7 @@ def _grants_in_reach(walk: Pass, grants: Sequence[PlannedGrant]) -> dict[tuple[i
         job = walk.granted[grant.job_id]
         rank = RANK[job.priority]
         for needs in walk.queue.ranks[rank].by_needs:
-            if walk.answers(needs).of(before).open:
+            if walk.answers(needs).of(before).open_engines:
                 reach.setdefault((rank, needs), []).append((job.submitted_at, job.job_id))
     return reach
 
@@ -62,7 +62,7 @@ def passed_over(walk: Pass, grants: Sequence[PlannedGrant], admitted: Collection
     times = {name: count for name, count in before.items() if name not in served}
     for name in (standing.view.name for standing in walk.fleet.open):
         standing = walk.fleet.standings[name]
-        missed = sum(count for needs, count in wanted.items() if walk.answers(needs).of(standing).open)
+        missed = sum(count for needs, count in wanted.items() if walk.answers(needs).of(standing).open_engines)
         if missed and name not in served:
             times[name] = times.get(name, 0) + missed
     return times

@@ -45,7 +45,7 @@ class PlannedGrant(NamedTuple):
     @property
     def reason(self) -> str:
         """Return why it goes there, as one line for people."""
-        places = sum(len(answer.open) * len(members) for answer, members in self.grounds.groups)
+        places = sum(len(answer.open_engines) * len(members) for answer, members in self.grounds.groups)
         choice = f"best of {places} places" if places > 1 else "the only place that can take it now"
         return f"{self.engine} on {self.factory}: {choice}, score {self.score}"
 
@@ -210,7 +210,7 @@ class Pass:
 
     def _has_place(self, needs: Needs) -> bool:
         answers, standings = self.answers(needs), self.fleet.standings
-        return any(answers.of(standings[at.view.name]).open for at in self.fleet.open)
+        return any(answers.of(standings[at.view.name]).open_engines for at in self.fleet.open)
 
     def _entry_level(self, rank: int, product: str) -> int:
         """Return the level at which a seat that the product's oldest job could use was last given away."""

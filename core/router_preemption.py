@@ -1,9 +1,9 @@
 """Which low jobs are paused so that critical ones can start. *Pure.*
 
-Only a critical job that no free seat can take may have a low one paused, where it will score best. The next plan then
-grants it that place: so that it does, each factory gives up one job in a plan, and where engines are limited over the
-fleet, only one job in all is paused. `docs/explanation/router.md` proves that this ends, and that nobody is the victim
-for ever.
+Only a critical job that no free seat can take may have a low one paused, where it will score best; one whose product
+has reached its limit, only a job of that product. The next plan then grants a critical job. Each factory gives up one
+job in a plan, and where engines are limited over the fleet, one is paused in all. `docs/explanation/router.md` proves
+that this ends, and that nobody is the victim for ever.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ _CRITICAL = RANK[Priority.CRITICAL]
 
 
 class Preemption(NamedTuple):
-    """One running job to be paused, and the waiting one that it is paused for."""
+    """One running job to be paused, and the waiting one that it is paused for.
+
+    Should another critical job be first at the seat, because it goes before that one by fair shares, so be it.
+    """
 
     job_id: str
     victim: str
     factory: str
-    """Where the waiting job will run."""
+    """Where the waiting job would run."""
     engine: str
 
 
@@ -36,31 +39,71 @@ def preemptions(walk: Pass) -> tuple[Preemption, ...]:
     limits = walk.snapshot.limits
     if not limits.preemption or _CRITICAL not in walk.queue.ranks:
         return ()
-    victims, found = _victims(walk), list[Preemption]()
-    promised = {job.yields_to for job in walk.snapshot.running}
-    claims, reserved = walk.claims_now(), Counter[str]()
-    for job in walk.line():
-        if job.priority != Priority.CRITICAL or not victims or (found and limits.engines):
-            break
-        full = walk.shares.limit_reached(job.product_id, reserved[job.product_id])
-        if job.job_id in promised or full or claims.blocks(job):
-            continue
-        best = min(_places(walk, job, victims), default=None, key=lambda option: (option[0], _reluctance(option[1])))
-        if best is not None:
-            order, victim = best
-            found.append(Preemption(job.job_id, victim.job_id, *order[-2:]))
-            claims.take(job)
-            reserved[job.product_id] += 1
-            del victims[victim.factory]
-    return tuple(found)
+    return tuple(_Search(walk).run())
+
+
+class _Search:
+    """Looks for a victim for each critical job that waits, in the order of the line."""
+
+    def __init__(self, walk: Pass) -> None:
+        self._walk = walk
+        self._victims = _victims(walk)
+        self._promised = {job.yields_to for job in walk.snapshot.running}
+        self._claims = walk.claims_now()
+        self._reserved = Counter[str]()
+        """Jobs that each product will have more than now."""
+
+    def run(self) -> Iterator[Preemption]:
+        """Yield what to pause."""
+        for job in self._walk.line():
+            if job.priority != Priority.CRITICAL or not self._victims:
+                return
+            if job.job_id in self._promised or self._claims.blocks(job):
+                continue
+            best = min(self._places(job), default=None, key=lambda option: (option[0], _reluctance(option[1])))
+            if best is not None:
+                order, victim = best
+                yield Preemption(job.job_id, victim.job_id, *order[-2:])
+                self._promise(job, victim)
+                if self._walk.snapshot.limits.engines:
+                    return
+
+    def _places(self, job: ReadyJob) -> Iterator[tuple[Order, RunningJob]]:
+        """Yield the places that the job would find if one victim were paused, with the best victim for each."""
+        walk, fleet = self._walk, self._walk.fleet
+        scores, full = walk.table(job).scores, self._is_full(job, 0)
+        if full and self._is_full(job, 1):
+            return
+        for factory, candidates in self._victims.items():
+            able = [victim for victim in candidates if not full or victim.product_id == job.product_id]
+            for victim in {victim.engine: victim for victim in reversed(able)}.values():
+                closed = fleet.closed_without(victim.engine)
+                answers = walk.answers(job.job_class.needs, closed)
+                changed = {factory: fleet.freed(fleet.standings[factory], victim.engine)}
+                everywhere = full or closed != fleet.closed
+                for standing in (fleet.standings | changed if everywhere else changed).values():
+                    for engine in answers.of(standing).open_engines:
+                        yield scores.order(standing, engine), victim
+
+    def _is_full(self, job: ReadyJob, fewer: int) -> bool:
+        """Return whether the product's limit is in the way of the job, with so many jobs of the product fewer."""
+        return bool(self._walk.shares.limit_reached(job.product_id, self._reserved[job.product_id] - fewer))
+
+    def _promise(self, job: ReadyJob, victim: RunningJob) -> None:
+        self._claims.take(job)
+        self._reserved[job.product_id] += 1
+        self._reserved[victim.product_id] -= 1
+        del self._victims[victim.factory]
 
 
 def potential(snapshot: FleetSnapshot) -> int:
-    """Return a number that every grant and every preemption with its grant makes smaller.
+    """Return a number that every grant makes smaller, and so do the pauses of a plan together with the next plan.
 
-    Waiting jobs count 1, critical ones 2: a grant takes at least 1 away, a preemption takes 2 and adds 1.
+    A waiting job counts 1, a critical one as much more as there are factories, and 1. A plan pauses at most one job at
+    each factory, which adds as many as there are factories; the next one grants at least one critical job.
     """
-    return sum(1 + (job.priority == Priority.CRITICAL) for job in snapshot.jobs)
+    critical = sum(job.priority == Priority.CRITICAL for job in snapshot.jobs)
+    return len(snapshot.jobs) + critical * (len(snapshot.factories) + 1)
 
 
 def _victims(walk: Pass) -> dict[str, list[RunningJob]]:
@@ -79,16 +122,3 @@ def _victims(walk: Pass) -> dict[str, list[RunningJob]]:
 def _reluctance(job: RunningJob) -> tuple[int, float, str]:
     """Return what sorts the best victim first: seldom paused, then begun last, since it has least to lose."""
     return job.preempted, -job.granted_at.timestamp(), job.job_id
-
-
-def _places(walk: Pass, job: ReadyJob, victims: dict[str, list[RunningJob]]) -> Iterator[tuple[Order, RunningJob]]:
-    """Yield the places that the job would find if one victim were paused, with the best victim for each."""
-    scores, fleet = walk.table(job).scores, walk.fleet
-    for factory, candidates in victims.items():
-        for victim in {candidate.engine: candidate for candidate in reversed(candidates)}.values():
-            closed = fleet.closed_without(victim.engine)
-            answers = walk.answers(job.job_class.needs, closed)
-            changed = {factory: fleet.freed(fleet.standings[factory], victim.engine)}
-            for standing in (changed if closed == fleet.closed else fleet.standings | changed).values():
-                for engine in answers.of(standing).open:
-                    yield scores.order(standing, engine), victim

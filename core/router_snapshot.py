@@ -136,6 +136,7 @@ class RunningJob(Message):
     """One job that holds a seat; the router looks at them only for preemption."""
 
     job_id: str
+    product_id: str = "default"
     priority: Priority
     factory: str
     engine: str

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heapreplace
+from operator import itemgetter
 from typing import NamedTuple
 
 from core.router_classes import JobClass
+from core.router_explain import Option
 from core.router_fleet import Fleet, Standing
 from core.router_match import Answer, Answers
 from core.router_policy import Weights
@@ -41,6 +43,8 @@ class Scores:
         self._overdue = fleet.overdue
         self._tie = fleet.tie
         self._fixed: dict[tuple[str, str], _Fixed] = {}
+        self._rows: dict[tuple[Standing, str], tuple[Order, Option]] = {}
+        """Of the last score table that was written, best first."""
 
     def order(self, standing: Standing, engine: str) -> Order:
         """Return how that engine on that factory ranks among all places."""
@@ -55,6 +59,20 @@ class Scores:
         values = self._fixed[standing.view.name, engine].values
         now = (*values[:LOAD], standing.load, *values[LOAD + 1 :])
         return Place(order, Score(-order[1], now, self.factors))
+
+    def rows(self, places: Sequence[tuple[Standing, str]]) -> tuple[Option, ...]:
+        """Return the score table of these places, best first.
+
+        From one decision of a class to the next only a few rows change; the others keep their order.
+        """
+        now = {place: self._rows.get(place) or self._row(*place) for place in places}
+        kept = {place: row for place, row in self._rows.items() if place in now}
+        self._rows = dict(sorted((kept | now).items(), key=itemgetter(1)))
+        return tuple([option for _, option in self._rows.values()])
+
+    def _row(self, standing: Standing, engine: str) -> tuple[Order, Option]:
+        order, score = self.place(standing, engine)
+        return order, Option(standing.view.name, engine, score.total, score.values)
 
     def _fix(self, standing: Standing, engine: str) -> _Fixed:
         name = standing.view.name
@@ -72,13 +90,15 @@ class Grounds(NamedTuple):
     """Each factory is in one group, with the others that said the same."""
     scores: Scores
 
-    def places(self) -> list[Place]:
-        """Return every place that was open, best first."""
-        return sorted(
-            self.scores.place(standing, engine)
-            for answer, members in self.groups
-            for engine in answer.open
-            for standing in members
+    def options(self) -> tuple[Option, ...]:
+        """Return every place that was open with its score, best first."""
+        return self.scores.rows(
+            [
+                (standing, engine)
+                for answer, members in self.groups
+                for engine in answer.open_engines
+                for standing in members
+            ]
         )
 
 
@@ -95,7 +115,9 @@ class Table:
         self._fleet = fleet
         self._answers = answers
         now = answers()
-        self._ranking = [scores.order(standing, engine) for standing in fleet.open for engine in now.of(standing).open]
+        self._ranking = [
+            scores.order(standing, engine) for standing in fleet.open for engine in now.of(standing).open_engines
+        ]
         heapify(self._ranking)
 
     def best(self) -> Place | None:
@@ -104,7 +126,7 @@ class Table:
         while self._ranking:
             top = self._ranking[0]
             standing, engine = self._fleet.standings[top[-2]], top[-1]
-            if engine not in answers.of(standing).open:
+            if engine not in answers.of(standing).open_engines:
                 heappop(self._ranking)
             elif self.scores.order(standing, engine) == top:
                 return self.scores.place(standing, engine)

@@ -122,10 +122,12 @@ _HEADLINES: dict[WhyNotVerdict, str] = {
     "not_now": "{factory} cannot take {job} now",
     "never": "{factory} can never take {job} as it is",
 }
+_WHEN_DECIDED = "{factory} could not take {job} when that was decided"
 
 
 def _headline(answer: WhyNot) -> str:
     chosen = f"{answer.chosen.engine} on {answer.chosen.factory}" if answer.chosen else "another place"
-    text = _HEADLINES[answer.verdict].format(job=answer.job_id, factory=answer.factory, chosen=chosen)
-    routed_elsewhere = answer.chosen is not None and answer.verdict in ("not_now", "never")
-    return f"{text.replace(' now', ' then')}; it went to {chosen}" if routed_elsewhere else text
+    went_elsewhere = answer.chosen is not None and answer.verdict in ("not_now", "never")
+    headline = _WHEN_DECIDED if went_elsewhere and answer.verdict == "not_now" else _HEADLINES[answer.verdict]
+    text = headline.format(job=answer.job_id, factory=answer.factory, chosen=chosen)
+    return f"{text}; it went to {chosen}" if went_elsewhere else text

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.errors import FieldProblem, InvalidInput
+from core.router_policy import RoutingPolicy
 
 PREFIX = "GIGAFACTORY_"
 LISTS = ("engine_env", "capabilities", "sensitive_capabilities")
@@ -116,6 +117,9 @@ class Settings(BaseModel):
     sensitive_capabilities: tuple[str, ...] = Field(
         default=("credential:*", "cred:*", "network:*"),
         description="Capabilities that count for routing only where an operator attested them.",
+    )
+    routing: RoutingPolicy = Field(
+        default=RoutingPolicy(), description="Weights and limits of the router, and the shares of products."
     )
     engines_dir: Path | None = Field(
         default=None, description="Directory of YAML-described engines; default `<home>/engines`."

@@ -6,7 +6,7 @@ import asyncio
 from datetime import datetime
 
 from core.attempt import Grant
-from core.router import plan
+from core.router import RouterCache, plan
 from store import admission
 from store.admission import Admitted, LeaseTerms
 from store.database import Database
@@ -23,6 +23,7 @@ class Dispatcher:
         self._database = database
         self._fleet = fleet
         self._terms = terms
+        self._cache = RouterCache()
         self._turn = asyncio.Lock()
         self._next: asyncio.Future[bool] | None = None
 
@@ -58,10 +59,10 @@ class Dispatcher:
         snapshot = await self._database.read(self._fleet.read, now, only_if_grantable=True)
         if snapshot is None:
             return Admitted((), skipped=0)
-        planned = plan(snapshot, limit=limit)
+        planned = plan(snapshot, self._cache, limit=limit)
         if not planned.grants:
             return Admitted((), skipped=0)
-        return await self._database.write(
+        admitted = await self._database.write(
             admission.admit,
             planned.grants,
             planned.snapshot,
@@ -70,3 +71,5 @@ class Dispatcher:
             terms=self._terms,
             now=now,
         )
+        self._fleet.turns = planned.turns_after({grant.job_id for grant in admitted.grants})
+        return admitted

@@ -269,4 +269,3 @@ def _refusal(job: OpenJob, row: AnyRow) -> str:
     if row.gate == "start" and job.stage != Stage.QUEUED:
         return f"job {job.id} is {job.stage}: it waits for no parent"
     return ""
-

@@ -9,14 +9,15 @@ from typing import NamedTuple
 from sqlalchemy import Connection, select
 
 from core.job import Condition, Stage
-from core.router import Explanation, FleetSnapshot, plan
+from core.router import Explanation, FleetSnapshot, WhyNot, plan
+from core.router_why_not import why_not
 from core.switch import Halt
 from store import switch
 from store.database import AnyRow
 from store.fleet_snapshot import FleetReader
 from store.open_job import no_such_job
 from store.tables import events, jobs, runs
-from store.views import JobExplanation
+from store.views import JobExplanation, PlaceExplanation
 
 
 class Inputs(NamedTuple):
@@ -87,6 +88,35 @@ def explain(inputs: Inputs) -> JobExplanation:
         explanation=explanation,
         message=_message(inputs, conditions, explanation),
     )
+
+
+def explain_place(inputs: Inputs, factory: str) -> PlaceExplanation:
+    """Return why the job does not run on a factory of the fleet: computed for a job that waits, else as decided."""
+    job = inputs.job
+    answer, decided_at, explanation = None, None, None
+    if inputs.snapshot is not None:
+        answer = plan(inputs.snapshot).why_not(job.id, factory)
+    elif inputs.halt is None and inputs.decision is not None:
+        explanation = Explanation.model_validate(inputs.decision.decision)
+        answer, decided_at = why_not(explanation, factory), inputs.decision.granted_at
+    return PlaceExplanation(
+        job_id=job.id,
+        factory=factory,
+        stage=job.stage,
+        decided_at=decided_at,
+        answer=answer,
+        message=_place_message(inputs, factory, answer, explanation),
+    )
+
+
+def _place_message(inputs: Inputs, factory: str, answer: WhyNot | None, decided: Explanation | None) -> str:
+    """Return one sentence."""
+    if answer is not None:
+        return answer.render()[0]
+    if decided is not None:
+        return f"{factory} was not in the fleet when {inputs.job.id} was placed; {decided.render()[0]}"
+    conditions = tuple(Condition.model_validate(condition) for condition in inputs.job.conditions)
+    return _message(inputs, conditions, None)
 
 
 FAILED = (Stage.FAILED, Stage.DEAD_LETTER)

@@ -13,7 +13,17 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, type_coerce
 
-from core.router import FactoryView, FleetSnapshot, LockView, ProductView, ReadyJob, StationView
+from core.router import (
+    FactoryView,
+    FleetSnapshot,
+    LockView,
+    ProductPolicy,
+    ProductView,
+    ReadyJob,
+    RoutingPolicy,
+    StationView,
+    Turns,
+)
 from core.switch import without_halted
 from core.trust import Claims, count_claims
 from store import limits, switch
@@ -48,9 +58,12 @@ _GRANTABLE = select(and_(exists().where(_READY), _FREE_SEAT))
 class FleetReader:
     """Reads snapshots; keeps parsed jobs from one to the next."""
 
-    def __init__(self, sensitive: tuple[str, ...] = ()) -> None:
-        """`sensitive` capabilities count only where they were attested."""
+    def __init__(self, sensitive: tuple[str, ...], policy: RoutingPolicy) -> None:
+        """`sensitive` capabilities count only where they were attested; `policy` is that of the settings."""
+        self.turns = Turns()
+        """Of the plans that this process made: each process that dispatches takes fair turns of its own."""
         self._sensitive = sensitive
+        self._policy = policy
         self._parsed: dict[str, tuple[tuple[Any, ...], ReadyJob]] = {}
 
     def read(
@@ -63,15 +76,20 @@ class FleetReader:
         """
         if only_if_grantable and not connection.execute(_GRANTABLE).scalar_one():
             return None
+        limited = limits.in_force(connection, limits.of_settings(self._policy))
+        engines = {name: jobs for (kind, name), jobs in limited.items() if kind == "engine"}
         snapshot = FleetSnapshot(
             jobs=self._jobs(connection, including),
             factories=_factories(connection, self._sensitive),
             locks=read_locks(connection),
-            products=_products(connection),
+            products=_products(connection, self._policy, limited),
+            weights=self._policy.weights,
+            limits=self._policy.limits.model_copy(update={"engines": engines}),
+            turns=self.turns,
             now=now,
             seed=int(now.timestamp()),
         )
-        return without_halted(limits.in_snapshot(connection, snapshot), switch.in_force(connection))
+        return without_halted(snapshot, switch.in_force(connection))
 
     def _jobs(self, connection: Connection, including: str | None) -> tuple[ReadyJob, ...]:
         wanted: ColumnElement[bool] = _READY
@@ -114,14 +132,23 @@ def _lock(row: AnyRow) -> LockView:
     return LockView(job_id=row.job_id, repository_url=row.name, allowed_scope=tuple(row.scope))
 
 
-def _products(connection: Connection) -> tuple[ProductView, ...]:
+def _products(connection: Connection, policy: RoutingPolicy, limited: limits.Limits) -> tuple[ProductView, ...]:
+    """Return every product that runs something, or that settings or an operator say something about."""
     rows = connection.execute(
         select(leases.c.product_id, func.count().label("running"))
         .where(leases.c.holds_seat)
         .group_by(leases.c.product_id)
         .order_by(leases.c.product_id)
     )
-    return tuple(ProductView(product_id=row.product_id, running=row.running) for row in rows)
+    running = {row.product_id: row.running for row in rows}
+    names = {*running, *policy.products, *(name for kind, name in limited if kind == "product")}
+    return tuple(_product(name, running.get(name, 0), policy, limited) for name in sorted(names))
+
+
+def _product(name: str, running: int, policy: RoutingPolicy, limited: limits.Limits) -> ProductView:
+    own = policy.products.get(name, ProductPolicy())
+    limit = limited.get(("product", name))
+    return ProductView(product_id=name, running=running, share=own.share, limit=limit, weights=own.weights)
 
 
 def _factories(connection: Connection, sensitive: tuple[str, ...]) -> tuple[FactoryView, ...]:

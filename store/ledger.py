@@ -72,6 +72,7 @@ from store.views import (
     LimitRow,
     LogView,
     OutboxRow,
+    PlaceExplanation,
     Pulled,
     ReportAck,
     Restarted,
@@ -94,7 +95,8 @@ class Ledger:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._sensitive = settings.sensitive_capabilities
-        self._fleet = FleetReader(self._sensitive)
+        self._fleet = FleetReader(self._sensitive, settings.routing)
+        self._default_limits = limits.of_settings(settings.routing)
         self._silent_after = timedelta(seconds=BEATS_UNTIL_SILENT * settings.factory_beat_s)
         self._outbox_retry_s = settings.outbox_retry_s
         self._flaky = FlakyPolicy(failures=settings.quarantine_failures, window_s=settings.quarantine_window_s)
@@ -221,6 +223,17 @@ class Ledger:
         """
         inputs = await self._database.read(explaining.read, self._fleet, job_id, now)
         return explaining.explain(inputs)
+
+    async def place_explanation(self, job_id: str, factory: str, now: datetime) -> PlaceExplanation:
+        """Return why the job does not run on that factory; for a job that waits computed now, otherwise as decided.
+
+        Raises:
+            NotFound: there is no such job, or no such factory.
+
+        """
+        await self.factory(factory)
+        inputs = await self._database.read(explaining.read, self._fleet, job_id, now)
+        return explaining.explain_place(inputs, factory)
 
     # --- what the workflow writes (projection) ------------------------------------------------------------------------
 
@@ -462,7 +475,7 @@ class Ledger:
 
     async def limits(self) -> tuple[LimitRow, ...]:
         """Return every limit with who set it and how many jobs run, by kind and name."""
-        return await self._database.read(limits.rows, {})
+        return await self._database.read(limits.rows, self._default_limits)
 
     async def set_limit(self, kind: LimitKind, name: str, jobs: int, *, actor: str, now: datetime) -> None:
         """Let at most `jobs` of a product, or on an engine, run at once; dispatch afterwards."""

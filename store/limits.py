@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, se
 
 from core.errors import NotFound
 from core.router_policy import RoutingPolicy
-from core.router_snapshot import FleetSnapshot, ProductView
+from core.router_snapshot import FleetSnapshot
 from store import audit
 from store.database import serialise
 from store.tables import leases, limits
@@ -93,20 +93,6 @@ def in_force(connection: Connection, default: Limits) -> Limits:
     """Return every limit: the defaults, with an operator's in their place."""
     rows = connection.execute(select(limits.c.kind, limits.c.name, limits.c.jobs))
     return {**default, **{(row.kind, row.name): row.jobs for row in rows}}
-
-
-def in_snapshot(connection: Connection, snapshot: FleetSnapshot) -> FleetSnapshot:
-    """Return the snapshot with the limits that operators set in the place of those that it names."""
-    found = in_force(connection, {})
-    if not found:
-        return snapshot
-    engines = {name: jobs for (kind, name), jobs in found.items() if kind == "engine"}
-    bounds = snapshot.limits.model_copy(update={"engines": {**snapshot.limits.engines, **engines}})
-    views = {view.product_id: view for view in snapshot.products}
-    for (kind, name), jobs in found.items():
-        if kind == "product":
-            views[name] = views.get(name, ProductView(product_id=name)).model_copy(update={"limit": jobs})
-    return snapshot.model_copy(update={"limits": bounds, "products": tuple(views[name] for name in sorted(views))})
 
 
 def rows(connection: Connection, default: Limits) -> tuple[LimitRow, ...]:

@@ -17,6 +17,7 @@ from core.job import Condition, JobSpec, Message, Priority, Stage
 from core.job_events import Standing
 from core.roles import Role
 from core.router_explain import Explanation
+from core.router_why_not import WhyNot
 from core.switch import Halt, SwitchState
 from store.column_types import utc_text
 from store.messages import FactoryState
@@ -367,6 +368,19 @@ class JobExplanation(Message):
     decided_at: datetime | None
     """When the stored decision was taken; None: computed just now from the present fleet."""
     explanation: Explanation | None
+    message: str
+
+
+class PlaceExplanation(Message):
+    """Why a job does not run on a certain factory, or that it does."""
+
+    job_id: str
+    factory: str
+    stage: Stage
+    decided_at: datetime | None
+    """When the stored decision was taken; None: computed just now from the present fleet."""
+    answer: WhyNot | None
+    """None when the router was never asked, or did not know the factory when it decided."""
     message: str
 
 

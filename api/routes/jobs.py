@@ -20,6 +20,7 @@ from api.documents import (
     JobDocument,
     JobList,
     LogList,
+    PlaceDocument,
     SnapshotDocument,
     artifact_document,
     event_document,
@@ -27,6 +28,7 @@ from api.documents import (
     job_document,
     job_list,
     log_document,
+    place_document,
 )
 from api.ids import PATTERN
 from api.sse import JobStream, Position
@@ -38,6 +40,7 @@ from store.views import ChainReport
 router = APIRouter(prefix="/fleet/jobs", tags=["jobs"], dependencies=[Depends(requires(Permission.READ_JOBS))])
 
 JobId = Annotated[str, Path(pattern=PATTERN, description="Id of the job.")]
+FactoryName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Name of a factory.")]
 After = Annotated[int, Query(ge=0, le=2**53, description="Give what follows this number.")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
@@ -143,6 +146,12 @@ async def explain_job(parts: Parts, job_id: JobId) -> ExplanationDocument:
     """Say why a job is where it is: the routing decision, and what it waits for."""
     explanation = await parts.ledger.explanation(job_id, now=utc_now())
     return explanation_document(explanation, await parts.ledger.job(job_id))
+
+
+@router.get("/{job_id}/explanation/{factory}")
+async def explain_place(parts: Parts, job_id: JobId, factory: FactoryName) -> PlaceDocument:
+    """Say why a job does not run on a certain factory: every reason, what decided, and what would let it run there."""
+    return place_document(await parts.ledger.place_explanation(job_id, factory, now=utc_now()))
 
 
 @router.get("/{job_id}/artifacts")

@@ -12,7 +12,7 @@ from api.waiting import waits_for
 from core.attempt import Verdict
 from core.job import Condition, Stage
 from core.lifecycle import Entry, Record
-from tests.api.conftest import Api, Manifest
+from tests.api.conftest import Api, Manifest, some_factory
 
 SHA = "b" * 40
 
@@ -145,6 +145,30 @@ async def test_explanation_says_why_a_job_waits(api: Api, manifest: Manifest) ->
     assert found["explanation"]["verdict"] == "never"
     assert found["waiting"]["kind"] == "capacity"
     assert any("has:xcode" in line for line in found["lines"])
+
+
+async def test_explanation_of_a_place_says_why_not_there(api: Api, manifest: Manifest) -> None:
+    """For a job that waits, the reasons of one factory and what would help; an unknown factory or job is a 404."""
+    await api.ledger.register_factory(some_factory(), datetime.now(UTC))
+    job_id = await api.submit(manifest("capabilities: [has:xcode]"))
+    found = await get(api, f"/fleet/jobs/{job_id}/explanation/brisk-otter")
+    assert (found["stage"], found["decided_at"]) == ("queued", None)
+    assert found["answer"]["verdict"] == "never"
+    assert [rejection["code"] for rejection in found["answer"]["rejections"]] == ["capability"]
+    assert found["lines"][-1] == "  smallest change: drop has:xcode"
+    for path in (f"/fleet/jobs/{job_id}/explanation/nowhere", "/fleet/jobs/j-none/explanation/brisk-otter"):
+        assert (await api.user.get(path)).status_code == 404
+
+
+async def test_explanation_of_a_place_is_that_of_the_decision(api: Api, manifest: Manifest) -> None:
+    """A job that has a seat: why it was that one, also of a factory that came only later."""
+    job_id = await at_the_gate(api, manifest, verify="passed")
+    answer = (await get(api, f"/fleet/jobs/{job_id}/explanation/brisk-otter"))["answer"]
+    assert answer["verdict"] == "runs_there"
+    await api.ledger.register_factory(some_factory("late-otter"), datetime.now(UTC))
+    late = await get(api, f"/fleet/jobs/{job_id}/explanation/late-otter")
+    assert late["answer"] is None
+    assert late["message"].startswith(f"late-otter was not in the fleet when {job_id} was placed")
 
 
 # --- what a job waits for ---------------------------------------------------------------------------------------------

@@ -93,6 +93,17 @@ def test_why_says_what_is_missing(gf: Gf, waiting: str) -> None:
     assert document["explanation"]["verdict"] == "never"
 
 
+def test_why_not_names_the_reasons_of_one_factory(gf: Gf, waiting: str) -> None:
+    """Reasons and the smallest change for that factory, as lines and as a document; an unknown one is a mistake."""
+    factory = gf.factory("elsewhere")
+    shown = gf("why-not", waiting, factory).stdout
+    assert f"{factory} can never take {waiting} as it is" in shown
+    assert f"smallest change: drop has:xcode and add engine shell to {factory}" in shown
+    document = only_document(gf("why-not", waiting, factory, "--json"))
+    assert document["answer"]["verdict"] == "never"
+    assert gf("why-not", waiting, "nowhere").returncode == ExitCode.USAGE
+
+
 def test_events_tell_the_story(gf: Gf, waiting: str) -> None:
     """Every event once, for people a line each."""
     events = only_document(gf("events", waiting, "--json"))["events"]
@@ -153,6 +164,7 @@ def test_explain_shows_where_values_come_from(gf: Gf, nowhere: Nowhere) -> None:
         ("logs", "-f", "j-1"),
         ("events", "-f", "j-1"),
         ("why", "j-1"),
+        ("why-not", "j-1", "f-1"),
         ("factories",),
         ("ship", "j-1"),
         ("cancel", "j-1"),

@@ -410,14 +410,14 @@ def mend(factory: FactoryView, step: Step) -> FactoryView:
     if step.kind == "repair_engine":
         return with_station(factory, step.engine, usable=True)
     if step.kind == "add_seats" and step.engine:
-        return with_station(factory, step.engine, seats=1, busy=0)
+        return with_station(factory, step.engine, seats=1 + busy_at(factory, step.engine))
     members: dict[str, dict[str, object]] = {
         "bring_online": {"state": "online"},
         "end_drain": {"state": "online"},
         "lift_quarantine": {"state": "online"},
         "free_disk": {"free_disk_gb": Decimal(100)},
         "free_memory": {"free_memory_gb": Decimal(100)},
-        "add_seats": {"seats": 1, "busy": 0},
+        "add_seats": {"seats": factory.busy + 1},
     }
     return changed(factory, **members[step.kind])
 
@@ -429,6 +429,11 @@ def with_free_seat(factory: FactoryView, engine: str) -> FactoryView:
         if station.engine == engine:
             return with_station(room, engine, busy=min(station.busy, station.seats - 1))
     return room
+
+
+def busy_at(factory: FactoryView, engine: str) -> int:
+    """Return how many jobs run at one station."""
+    return next(station.busy for station in factory.stations if station.engine == engine)
 
 
 def with_station(factory: FactoryView, engine: str, **members: Any) -> FactoryView:

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from decimal import Decimal
 
 import pytest
 
 from core.errors import NotFound
 from core.job import Condition, Dependency, Priority, Stage
+from core.router_policy import Limits, ProductPolicy, RoutingPolicy
+from core.settings import Settings
+from store import open_ledger
 from tests.store.fleet import BASE, CHECKPOINT, Fleet, in_place
 
 
@@ -100,17 +105,74 @@ async def test_dispatch_beside_callers_that_went_away_still_grants(fleet: Fleet,
 
 
 async def test_dispatch_serves_priority_before_age(fleet: Fleet) -> None:
-    """The critical job gets the only seat, and the older one that it overtook is counted as overtaken."""
+    """The critical job gets the only seat; that is what priority means, so nobody counts as overtaken."""
     await fleet.factory("f1", stations={"shell": 1})
     await fleet.submit("old")
-    await fleet.submit("other", engine="codex")
     await fleet.submit("urgent", priority=Priority.CRITICAL)
 
     (grant,) = await fleet.ledger.dispatch(fleet.now)
 
     assert grant.job_id == "urgent"
+    assert {job.job_id: job.overtaken for job in (await fleet.ledger.snapshot(fleet.now)).jobs} == {"old": 0}
+
+
+async def test_dispatch_counts_who_was_overtaken_by_a_later_equal(fleet: Fleet) -> None:
+    """A product that has nothing yet goes before the older job of one that runs; only who could have run is counted."""
+    await fleet.factory("f1", stations={"shell": 2})
+    await fleet.granted("runs", product_id="big")
+    await fleet.submit("old", product_id="big")
+    await fleet.submit("other", product_id="big", engine="codex")
+    await fleet.submit("later", product_id="small")
+
+    (grant,) = await fleet.ledger.dispatch(fleet.now)
+
+    assert grant.job_id == "later"
     overtaken = {job.job_id: job.overtaken for job in (await fleet.ledger.snapshot(fleet.now)).jobs}
     assert overtaken == {"old": 1, "other": 0}
+
+
+@asynccontextmanager
+async def routed(url: str, settings: Settings, routing: RoutingPolicy) -> AsyncIterator[Fleet]:
+    """Give a fleet whose settings say how to route."""
+    ledger = open_ledger(settings.model_copy(update={"routing": routing}))
+    yield Fleet(ledger, url)
+    await ledger.close()
+
+
+async def test_dispatch_takes_turns_by_the_shares_of_the_settings(url: str, settings: Settings) -> None:
+    """Seats that become free one by one go to the products in proportion to their shares, whatever runs meanwhile."""
+    served = []
+    async with routed(url, settings, RoutingPolicy(products={"big": ProductPolicy(share=3)})) as fleet:
+        await fleet.factory("f1", stations={"shell": 1}, seats=1)
+        for number in range(8):
+            await fleet.submit(f"big-{number}", product_id="big")
+            await fleet.submit(f"small-{number}", product_id="small")
+        for _ in range(8):
+            (grant,) = await fleet.ledger.dispatch(fleet.now)
+            served.append(grant.product_id)
+            await fleet.record(grant.job_id, Stage.CANCELLED, epoch=grant.epoch, end_lease=True)
+
+    assert (served.count("big"), served.count("small")) == (6, 2)
+
+
+async def test_dispatch_keeps_the_limits_of_the_settings(url: str, settings: Settings) -> None:
+    """Limits of products and engines are planned with, so that the reason is shown."""
+    limited = RoutingPolicy(limits=Limits(engines={"codex": 1}), products={"capped": ProductPolicy(limit=1)})
+    async with routed(url, settings, limited) as fleet:
+        await fleet.factory("f1", stations={"shell": 3, "codex": 3}, seats=6)
+        for job_id, product, engine in (
+            ("c-1", "capped", "shell"),
+            ("c-2", "capped", "shell"),
+            ("x-1", "free", "codex"),
+            ("x-2", "free", "codex"),
+        ):
+            await fleet.submit(job_id, product_id=product, engine=engine)
+        granted = {grant.job_id for grant in await fleet.ledger.dispatch(fleet.now)}
+        why = (await fleet.ledger.explanation("c-2", fleet.now)).explanation
+
+    assert granted == {"c-1", "x-1"}
+    assert why is not None
+    assert [blocker.kind for blocker in why.blockers] == ["product"]
 
 
 async def test_second_grant_has_the_next_epoch_and_the_last_checkpoint(fleet: Fleet) -> None:
