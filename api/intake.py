@@ -10,6 +10,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -46,6 +47,9 @@ class JobInput(BaseModel):
     source: str = Field(default="", max_length=1000, description="Path of the file, for messages.")
     cwd_base: str = Field(default="", max_length=4096, description="Directory that a relative `cwd` is relative to.")
     include_dirty: bool = Field(default=False, description="Take uncommitted changes of a `cwd` along.")
+    child_of: str | None = Field(
+        default=None, max_length=200, description="Running job that this one is a part of: its ship gate waits for it."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,11 @@ class Draft:
     def key(self) -> str | None:
         """Return the idempotency key."""
         return self.resolution.idempotency_key
+
+    @property
+    def product_id(self) -> str:
+        """Return the product that the job belongs to."""
+        return str(self.resolution.values["product_id"])
 
     @property
     def spec(self) -> JobSpec:
@@ -97,8 +106,10 @@ async def submit(
         IdempotencyConflict: a key is taken by other content.
 
     """
+    looked_at = utc_now()
     drafts = await prepare(backend, jobs, access=access, key=key)
-    submissions = [await _submission(backend, draft, drafts, by) for draft in drafts]
+    known = await _jobs_of_keys(backend, drafts)
+    submissions = [_submission(backend, draft, known, by, looked_at) for draft in drafts]
     submitted = await backend.ledger.submit_all(submissions, now=utc_now())
     backend.dispatcher.wake()
     return tuple(Taken(answer, draft) for answer, draft in zip(submitted, drafts, strict=True))
@@ -234,10 +245,10 @@ def _check_products(resolved: Sequence[Read], access: Access) -> None:
         )
 
 
-async def _submission(backend: Backend, draft: Draft, drafts: Sequence[Draft], by: str) -> Submission:
+def _submission(backend: Backend, draft: Draft, known: JobsOfKeys, by: str, looked_at: datetime) -> Submission:
     """Return what the ledger keeps of the job: snapshot, manifest as written, where every value came from."""
     spec = draft.spec
-    deps = tuple([await _dependency(backend, draft, index, drafts) for index in range(len(spec.deps))])
+    deps = tuple(_dependency(draft, index, known) for index in range(len(spec.deps)))
     profile = backend.shelf.profiles().get(spec.profile.name) if spec.profile else None
     documents = {
         "manifest": draft.given.manifest,
@@ -252,18 +263,38 @@ async def _submission(backend: Backend, draft: Draft, drafts: Sequence[Draft], b
         documents=documents,
         idempotency_key=draft.key,
         submitted_by=by,
+        name=draft.key or draft.given.source,
+        base_known_at=looked_at,
+        child_of=draft.given.child_of,
     )
 
 
-async def _dependency(backend: Backend, draft: Draft, index: int, drafts: Sequence[Draft]) -> Dependency:
-    """Return a parent by its id: `key:` names a job of this request, else one that the ledger has."""
+JobsOfKeys = Mapping[tuple[str, str], str]
+
+
+async def _jobs_of_keys(backend: Backend, drafts: Sequence[Draft]) -> JobsOfKeys:
+    """Return the jobs that dependencies name by (product, key): those of this request, else those of the ledger."""
+    here: dict[tuple[str, str], str] = {}
+    for draft in drafts:
+        if draft.key is not None:
+            here.setdefault((draft.product_id, draft.key), draft.job_id)
+    named = {
+        (draft.product_id, dependency.job_id.removeprefix(KEY_PREFIX))
+        for draft in drafts
+        for dependency in draft.resolution.dependencies
+        if dependency.job_id.startswith(KEY_PREFIX)
+    }
+    unknown = sorted(named - here.keys())
+    return here | (await backend.ledger.jobs_of_keys(unknown) if unknown else {})
+
+
+def _dependency(draft: Draft, index: int, known: JobsOfKeys) -> Dependency:
+    """Return a parent by its id, which `key:` may stand for."""
     dependency = draft.resolution.dependencies[index]
     if not dependency.job_id.startswith(KEY_PREFIX):
         return dependency
     key = dependency.job_id.removeprefix(KEY_PREFIX)
-    product = draft.resolution.values["product_id"]
-    here = [d.job_id for d in drafts if d.key == key and d.resolution.values["product_id"] == product]
-    found = here[0] if here else await backend.ledger.job_of_key(product, key)
+    found = known.get((draft.product_id, key))
     if found is None:
         path = f"deps[{index}]"
         problem = FieldProblem(

@@ -169,6 +169,11 @@ def _block(connection: Connection, blocked: Sequence[OpenJob]) -> None:
     save_all(blocked)
 
 
+def gate_is_held(holder: OpenJob) -> None:
+    """Tell a job that its ship gate, which waited for nothing, waits for child jobs now."""
+    _tell(holder.connection, [_Change(holder.id, "ship", "waiting")], holder.now)
+
+
 def blocked_by_parents(state: WaitState) -> Condition:
     """Return the condition that shows what a job waits for."""
     reason = "parents" if state.outcome == "waiting" else "parent_failed"
@@ -214,7 +219,7 @@ def begin(connection: Connection, job_id: str, now: datetime) -> bool:
 
 
 def drop(
-    connection: Connection, job_id: str, dropped: Sequence[str], by: str, reason: str, now: datetime
+    connection: Connection, job_id: str, dropped: Sequence[str], now: datetime, *, by: str, reason: str
 ) -> tuple[WaitState, WaitState]:
     """Let the job wait no more for some of the jobs that it waits for; return what it still waits for, at each gate.
 
@@ -269,4 +274,3 @@ def _refusal(job: OpenJob, row: AnyRow) -> str:
     if row.gate == "start" and job.stage != Stage.QUEUED:
         return f"job {job.id} is {job.stage}: it waits for no parent"
     return ""
-

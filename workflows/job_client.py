@@ -29,6 +29,7 @@ from core.job_messages import CONTROL_QUEUE, LIFE_MEMO, ActReply, ActRequest, Jo
 from core.lifecycle import ENDED
 from core.settings import Settings
 from store.ledger import Ledger
+from store.parents import WAITING
 from store.views import JobView, OutboxRow, UnfinishedJob
 
 log = structlog.get_logger(__name__)
@@ -163,6 +164,8 @@ class JobClient:
             raise IllegalAction(f"unknown action {action!r}; known: {', '.join(ACTIONS)}", action=action)
         if job.stage in ENDED:
             return await self._act_on_ended(job, action, reason=reason, by=by)
+        if job.held == WAITING and await self._ledger.begin_waiting(job.id, _now()):
+            await self.deliver_due()
         request = ActRequest.model_validate({"action": action, "sha": sha, "by": by, "reason": reason})
         handle = self._client.get_workflow_handle(workflow_id(job.product_id, job.id))
         try:

@@ -59,8 +59,8 @@ async def test_submit_of_same_key_and_content_returns_the_same_job(fleet: Fleet)
     assert [(s.job_id, s.created) for s in (*first, *again)] == [("j-1", True), ("j-1", False)]
     assert len((await fleet.ledger.jobs()).items) == 1
     assert len(await fleet.deliver()) == 1
-    assert await fleet.ledger.job_of_key("default", "k") == "j-1"
-    assert await fleet.ledger.job_of_key("default", "other") is None
+    keys = [("default", "k"), ("default", "other"), ("toys", "k")]
+    assert await fleet.ledger.jobs_of_keys(keys) == {("default", "k"): "j-1"}
 
 
 async def test_submit_of_same_key_and_other_content_names_the_fields(fleet: Fleet) -> None:
@@ -171,7 +171,7 @@ async def test_submit_that_fails_half_way_leaves_nothing(fleet: Fleet) -> None:
         await fleet.ledger.submit_all([good, bad], fleet.now)
 
     assert (await fleet.ledger.jobs()).items == ()
-    assert await fleet.ledger.job_of_key("default", "k") is None
+    assert await fleet.ledger.jobs_of_keys([("default", "k")]) == {}
     assert await fleet.deliver() == []
 
 
