@@ -27,14 +27,15 @@ WAITS = {
     "only": {"p1": "shipped"},
 }
 JOBS = (*PARENTS, *WAITS)
-OPERATIONS = ("build", "review", "testing", "ship", "fail", "cancel", "retry", "requeue", "drop", "begin", "restart")
+FORWARD = ("review", "testing", "ship")
+OPERATIONS = (*FORWARD, *FORWARD, "ship", "fail", "cancel", "retry", "requeue", "drop", "begin", "restart")
 STEPS = st.lists(
     st.tuples(st.sampled_from(OPERATIONS), st.sampled_from(JOBS), st.sampled_from(PARENTS)), min_size=5, max_size=40
 )
 PATHS = {
     "review": (Stage.REVIEW,),
     "testing": (Stage.REVIEW, Stage.TESTING),
-    "ship": (Stage.SHIPPED,),
+    "ship": (Stage.REVIEW, Stage.SHIPPED),
     "fail": (Stage.FAILED,),
     "cancel": (Stage.CANCELLED,),
     "retry": (Stage.QUEUED,),
@@ -72,19 +73,24 @@ class Model:
         return "failed" if "failed" in states else "waiting" if "open" in states else "ready"
 
 
+async def build(fleet: Fleet, job_id: str, model: Model) -> None:
+    """Have a queued job built, as far as it may have a seat."""
+    await fleet.ledger.route(job_id, fleet.now)
+    job = await fleet.job(job_id)
+    if job.stage == Stage.ASSIGNED:
+        model.went(job_id, (Stage.ASSIGNED,))
+        await fleet.started(job_id, job.epoch)
+
+
 async def do(fleet: Fleet, operation: str, job_id: str, parent: str, model: Model) -> None:
     """Do one thing to a job, and tell the model what became of it."""
     ledger, now = fleet.ledger, fleet.tick()
-    epoch = (await fleet.job(job_id)).epoch
-    if operation == "build":
-        await ledger.route(job_id, now)
+    if operation in FORWARD:
+        await build(fleet, job_id, model)
+    if operation in PATHS:
         epoch = (await fleet.job(job_id)).epoch
-        if await fleet.stage(job_id) == Stage.ASSIGNED:
-            model.went(job_id, (Stage.ASSIGNED,))
-            await fleet.started(job_id, epoch)
-    elif operation in PATHS:
         before = await fleet.stage(job_id)
-        path = PATHS[operation][-1:] if before == Stage.REVIEW else PATHS[operation]
+        path = PATHS[operation][-1:] if before in (Stage.REVIEW, Stage.TESTING) else PATHS[operation]
         await fleet.record(job_id, *path, epoch=epoch, attempt_outcome="crash" if operation == "fail" else None)
         model.went(job_id, path)
     elif operation == "drop":
@@ -152,7 +158,7 @@ async def play(home: Path, steps: list[tuple[str, str, str]]) -> None:
     await ledger.close()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_edges_follow_the_stages(tmp_path: Path, steps: list[tuple[str, str, str]]) -> None:
     """No job is left behind, none starts early, and none is told the same twice."""
