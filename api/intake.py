@@ -10,7 +10,6 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -33,7 +32,7 @@ from store.views import Submitted
 
 KEY_PREFIX: Final = "key:"
 """A dependency may name another job by its idempotency key."""
-MAX_JOBS: Final = 500
+MAX_JOBS: Final = 10_000
 PARALLEL_PLACES: Final = 4
 """Repositories that are looked at side by side: each look starts git a few times."""
 
@@ -47,9 +46,6 @@ class JobInput(BaseModel):
     source: str = Field(default="", max_length=1000, description="Path of the file, for messages.")
     cwd_base: str = Field(default="", max_length=4096, description="Directory that a relative `cwd` is relative to.")
     include_dirty: bool = Field(default=False, description="Take uncommitted changes of a `cwd` along.")
-    child_of: str | None = Field(
-        default=None, max_length=200, description="Running job that this one is a part of: its ship gate waits for it."
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +89,15 @@ class Taken:
 
 
 async def submit(
-    backend: Backend, jobs: Sequence[JobInput], *, by: str, access: Access, key: str | None = None
+    backend: Backend,
+    jobs: Sequence[JobInput],
+    *,
+    by: str,
+    access: Access,
+    key: str | None = None,
+    child_of: str | None = None,
 ) -> tuple[Taken, ...]:
-    """Take `jobs` in, all or none, and have them started.
+    """Take `jobs` in, all or none, and have them started; `child_of` is the running job that all of them are a part of.
 
     `key` is the idempotency key of the request's header; it stands for the same field of the (only) job. `access` is
     the reach of whoever submits.
@@ -104,12 +106,14 @@ async def submit(
         InvalidManifest: every mistake of every job.
         Forbidden: a job is of a product that `access` does not reach.
         IdempotencyConflict: a key is taken by other content.
+        IllegalAction: the running job takes no child jobs any more.
 
     """
     looked_at = utc_now()
     drafts = await prepare(backend, jobs, access=access, key=key)
     known = await _jobs_of_keys(backend, drafts)
-    submissions = [_submission(backend, draft, known, by, looked_at) for draft in drafts]
+    common = {"submitted_by": by, "base_known_at": looked_at, "child_of": child_of}
+    submissions = [_submission(backend, draft, known).model_copy(update=common) for draft in drafts]
     submitted = await backend.ledger.submit_all(submissions, now=utc_now())
     backend.dispatcher.wake()
     return tuple(Taken(answer, draft) for answer, draft in zip(submitted, drafts, strict=True))
@@ -131,12 +135,7 @@ async def prepare(
     _check_products(resolved, access)
     if key is not None:
         resolved = [_with_key(resolved, key)]
-    turns = asyncio.Semaphore(PARALLEL_PLACES)
-    answers = await asyncio.gather(
-        *(_place(backend, job, read, turns) for job, read in zip(jobs, resolved, strict=True)),
-        return_exceptions=True,
-    )
-    placed = _all_or_raise(jobs, answers)
+    placed = _all_or_raise(jobs, await _places(backend, jobs, resolved))
     return tuple(
         Draft(backend.ids.next_id(), job, parsed, resolution, repository)
         for job, (parsed, resolution), repository in zip(jobs, resolved, placed, strict=True)
@@ -146,6 +145,7 @@ async def prepare(
 # --- one job ------------------------------------------------------------------------------------------------------
 
 Read = tuple[ParsedManifest, Resolution]
+Place = Repository | BaseException
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,22 +202,41 @@ def _wrong_body(known: Known, parsed: ParsedManifest) -> Iterator[FieldProblem]:
         yield replace(problem, line=line)
 
 
-async def _place(backend: Backend, job: JobInput, read: Read, turns: asyncio.Semaphore) -> Repository:
-    """Find out where the job starts and where it goes to."""
-    parsed, resolution = read
-    try:
-        async with turns:
-            return await resolve_repository(
-                cwd=resolution.cwd,
-                repo=resolution.repo,
-                base=resolution.base,
-                home=backend.settings.home,
-                host=socket.gethostname(),
-                include_dirty=job.include_dirty,
-            )
-    except InvalidInput as error:
-        problems = tuple(replace(p, line=p.line or line_of(p.path, parsed.lines)) for p in error.problems)
-        raise invalid(job.source, problems) from None
+async def _places(backend: Backend, jobs: Sequence[JobInput], resolved: Sequence[Read]) -> list[Place]:
+    """Find out where each job starts; jobs that start at the same place are looked up once."""
+    turns = asyncio.Semaphore(PARALLEL_PLACES)
+    looks: dict[tuple[object, ...], asyncio.Task[Repository]] = {}
+    of_jobs = []
+    for job, read in zip(jobs, resolved, strict=True):
+        _, found = read
+        place = (found.cwd, found.repo, found.base, job.include_dirty)
+        if place not in looks:
+            looks[place] = asyncio.create_task(_look(backend, job, found, turns))
+        of_jobs.append((job, read, looks[place]))
+    await asyncio.wait(looks.values())
+    return [_placed(job, read, look) for job, read, look in of_jobs]
+
+
+def _placed(job: JobInput, read: Read, look: asyncio.Task[Repository]) -> Place:
+    """Return what was found, or the complaint with this job's file and lines."""
+    error = look.exception()
+    if not isinstance(error, InvalidInput):
+        return look.result() if error is None else error
+    problems = tuple(replace(p, line=p.line or line_of(p.path, read[0].lines)) for p in error.problems)
+    return invalid(job.source, problems)
+
+
+async def _look(backend: Backend, job: JobInput, resolution: Resolution, turns: asyncio.Semaphore) -> Repository:
+    """Find out where a job starts and where it goes to."""
+    async with turns:
+        return await resolve_repository(
+            cwd=resolution.cwd,
+            repo=resolution.repo,
+            base=resolution.base,
+            home=backend.settings.home,
+            host=socket.gethostname(),
+            include_dirty=job.include_dirty,
+        )
 
 
 def _with_key(read: Sequence[Read], key: str) -> Read:
@@ -245,7 +264,7 @@ def _check_products(resolved: Sequence[Read], access: Access) -> None:
         )
 
 
-def _submission(backend: Backend, draft: Draft, known: JobsOfKeys, by: str, looked_at: datetime) -> Submission:
+def _submission(backend: Backend, draft: Draft, known: JobsOfKeys) -> Submission:
     """Return what the ledger keeps of the job: snapshot, manifest as written, where every value came from."""
     spec = draft.spec
     deps = tuple(_dependency(draft, index, known) for index in range(len(spec.deps)))
@@ -262,10 +281,7 @@ def _submission(backend: Backend, draft: Draft, known: JobsOfKeys, by: str, look
         canonical=draft.resolution.canonical,
         documents=documents,
         idempotency_key=draft.key,
-        submitted_by=by,
         name=draft.key or draft.given.source,
-        base_known_at=looked_at,
-        child_of=draft.given.child_of,
     )
 
 

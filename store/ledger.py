@@ -27,6 +27,7 @@ from store import (
     edges,
     explaining,
     factories,
+    graph,
     intake,
     limits,
     mending,
@@ -60,6 +61,7 @@ from store.views import (
     AuditReport,
     BeatAnswer,
     ChainReport,
+    DagView,
     DrainOrder,
     EventView,
     FactoryRow,
@@ -701,6 +703,19 @@ class Ledger:
 
         """
         return await self._database.write(edges.drop, job_id, dropped, now, by=by, reason=reason)
+
+    async def graph(self, job_id: str) -> DagView:
+        """Return the jobs that are connected with one by waits, those nearest to it first.
+
+        Raises:
+            NotFound: there is no such job.
+
+        """
+        return await self._database.read(graph.around, job_id)
+
+    async def waiting_graph(self, products: Sequence[str] | None) -> DagView:
+        """Return all jobs that wait for others now, and those others; of some products, or of all (None)."""
+        return await self._database.read(graph.waiting, products)
 
     async def unfinished_jobs(
         self, updated_before: datetime, limit: int = 1000, *, after: UnfinishedJob | None = None

@@ -22,6 +22,7 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from core.attempt import workflow_id
+from core.dag import Wait
 from core.errors import IllegalAction, NotFound, Unavailable
 from core.job import Stage
 from core.job_events import ACTIONS, Policy
@@ -108,6 +109,7 @@ class JobClient:
             session_id=payload.session_id,
             engine=payload.engine,
             standing=payload.standing,
+            children=None if payload.children.outcome == "ready" else Wait(**dict(payload.children)),
         )
         attributes: list[SearchAttributePair[Any]] = [
             SearchAttributePair(GF_STAGE, (Stage.BUILDING if grant else Stage.QUEUED).value),
