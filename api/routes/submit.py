@@ -93,6 +93,7 @@ async def submit_children(
 
     409 `illegal_action` when it has ended, or is being shipped right now.
     """
+    await parts.ledger.product_of(job_id)  # 404 before anything else
     jobs = _jobs_of(request)
     taken = await intake.submit(parts, jobs, by=caller.name, access=caller.access, key=idempotency_key, child_of=job_id)
     parts.wakeups.notify(job_id)
