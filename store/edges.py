@@ -164,7 +164,10 @@ def _block(connection: Connection, blocked: Sequence[OpenJob]) -> None:
     states = wait_states(connection, [job.id for job in blocked], "start")
     for job in blocked:
         state = states[job.id]
-        job.event(f"parents.{state.outcome}", state.message)
+        if state.outcome == "failed":
+            job.event("parents.failed", state.message)
+        else:
+            job.event("parents.waiting", state.message)
         job.set(conditions=[blocked_by_parents(state).model_dump(mode="json")])
     save_all(blocked)
 
