@@ -25,7 +25,7 @@ MIB: Final = 1024 * 1024
 BODY_LIMIT: Final = 2 * MIB
 SPOOL_LIMIT: Final = 8 * MIB
 """Reports of attempts carry logs and events in batches."""
-SUBMIT_LIMIT: Final = 32 * MIB
+SUBMIT_LIMIT: Final = 16 * MIB
 """A submit may carry ten thousand files."""
 ARTIFACT_LIMIT: Final = 64 * MIB
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

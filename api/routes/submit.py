@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Header, Response
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from api import intake
-from api.auth import SubmittingCaller
+from api.auth import OperatingCaller, SubmittingCaller
 from api.backend import Backend, Parts, utc_now
 from api.documents import Document, SubmittedJob, SubmittedJobs
 from api.intake import MAX_JOBS, JobInput, Taken
@@ -83,7 +83,7 @@ async def submit_jobs(
 async def submit_children(
     *,
     parts: Parts,
-    caller: SubmittingCaller,
+    caller: OperatingCaller,
     job_id: JobId,
     request: SubmitRequest,
     response: Response,
