@@ -25,7 +25,7 @@ from core.lifecycle import ENDED
 from store.database import AnyRow, batches, serialise
 from store.open_job import OpenJob, open_job, open_jobs, save_all
 from store.outbox import Starting, enqueue_signal, enqueue_starts
-from store.parents import WAITING, wait_state, wait_states
+from store.parents import WAITING, has_parents, wait_state, wait_states
 from store.tables import edges, jobs
 from store.views import WaitState
 
@@ -153,8 +153,7 @@ def next_wait(job: OpenJob) -> dict[str, Any]:
     state = wait_state(job.connection, job.id)
     if state.outcome != "ready":
         return {"held": WAITING, "conditions": [blocked_by_parents(state).model_dump(mode="json")]}
-    has_parents = exists().where(edges.c.child_id == job.id, edges.c.gate == "start")
-    if not job.connection.execute(select(has_parents)).scalar_one():
+    if not has_parents(job.connection, job.id):
         return {"held": None, "conditions": []}
     return {"held": held_when_ready(job.row.epoch, job.row.base_sha), "conditions": []}
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, Select, case, func, select
+from sqlalchemy import Connection, Select, case, exists, func, select
 
 from core.dag import EdgeState, Gate, Until, outcome_of
 from core.job import Stage
@@ -44,6 +44,12 @@ class Waits(NamedTuple):
     deps_total: int = 0
     children: tuple[DependencyView, ...] = ()
     children_total: int = 0
+
+
+def has_parents(connection: Connection, job_id: str) -> bool:
+    """Return whether the job waits, or waited, for any other to start."""
+    named = exists().where(edges.c.child_id == job_id, edges.c.gate == "start")
+    return bool(connection.execute(select(named)).scalar_one())
 
 
 def wait_state(connection: Connection, job_id: str, gate: Gate = "start") -> WaitState:

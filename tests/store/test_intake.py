@@ -4,10 +4,12 @@ import asyncio
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, event
 
 from core.errors import IdempotencyConflict, InvalidInput
 from core.job import Dependency, ProfileRef, Stage
-from store.intake import differing
+from store.database import open_database
+from store.intake import differing, submit
 from store.messages import Submission
 from tests.store.fleet import Fleet, make_spec
 
@@ -207,3 +209,25 @@ async def test_submit_with_profile_shows_it(fleet: Fleet) -> None:
 def test_differing_names_the_innermost_paths(before: object, after: object, paths: tuple[str, ...]) -> None:
     """The path leads to the smallest part that differs; an absent member equals an empty one."""
     assert differing(before, after) == paths
+
+
+async def test_large_request_takes_as_many_statements_as_a_small_one(fleet: Fleet) -> None:
+    """Ten thousand jobs are one short conversation with the database, not ten thousand."""
+    database = open_database(fleet.url)
+    counts = {}
+    for width in (3, 60):
+        fan = [
+            submission(f"leaf-{width}-{n}", key=f"{width}-{n}", deps=(Dependency(job_id=f"root-{width}"),))
+            for n in range(width)
+        ]
+        join = submission(f"join-{width}", deps=tuple(Dependency(job_id=leaf.job_id) for leaf in fan))
+        statements: list[str] = []
+
+        def counted(connection: Connection, jobs: list[Submission], statements: list[str]) -> None:
+            event.listen(connection, "before_cursor_execute", lambda *call: statements.append(call[2]))
+            submit(connection, jobs, fleet.now)
+
+        await database.write(counted, [submission(f"root-{width}"), *fan, join], statements)
+        counts[width] = len([one for one in statements if "advisory" not in one])
+    await database.close()
+    assert counts[3] == counts[60] <= 12
