@@ -272,9 +272,6 @@ class StartPayload(Message):
     """Last epoch before `grant`."""
     parents: WaitState
     children: WaitState
-    has_parents: bool
-    ready: bool
-    """The job may have a seat already: nothing is to be found out about its parents."""
     priority: Priority
     submitted_at: datetime
     note: str = ""
