@@ -17,6 +17,7 @@ from activities.temporal_errors import raise_activity_error
 from core.errors import GigafactoryError, WorkspaceError
 from core.job import Repository, RepositoryKind
 from core.job_messages import (
+    ChildrenReply,
     HoldRequest,
     JobRef,
     ParentsReply,
@@ -25,6 +26,7 @@ from core.job_messages import (
     ReclaimReply,
     ReclaimRequest,
     RouteReply,
+    WriteReply,
     WriteRequest,
 )
 from store.ledger import Ledger
@@ -40,7 +42,7 @@ class LedgerSteps:
     @property
     def local(self) -> list[Callable[..., Any]]:
         """The activities that run beside workflow tasks."""
-        return [self.write_record, self.hold, self.reclaim, self.place_step]
+        return [self.write_record, self.resolve_children, self.hold, self.reclaim, self.place_step]
 
     @property
     def remote(self) -> list[Callable[..., Any]]:
@@ -48,7 +50,7 @@ class LedgerSteps:
         return [self.route, self.resolve_parents]
 
     @activity.defn
-    async def write_record(self, request: WriteRequest) -> None:
+    async def write_record(self, request: WriteRequest) -> WriteReply:
         """Write one decision; idempotent by (job, seq). An illegal stage change is a bug and is not retried."""
         try:
             ack = await self._ledger.record(request.job_id, request.seq, request.record, _now())
@@ -56,6 +58,13 @@ class LedgerSteps:
             raise_activity_error(error)
         if ack.freed or ack.told:
             self._wake()
+        return WriteReply(children=ack.children)
+
+    @activity.defn
+    async def resolve_children(self, request: JobRef) -> ChildrenReply:
+        """Say whether the job's child jobs are done, so that it may ship; reads only."""
+        state = await self._ledger.children_state(request.job_id)
+        return ChildrenReply(outcome=state.outcome, message=state.message)
 
     @activity.defn
     async def hold(self, request: HoldRequest) -> None:

@@ -28,6 +28,7 @@ ROUTERS: Final = (
     submit.router,
     actions.router,
     jobs.router,
+    jobs.waits_router,
     factories.router,
     switch.router,
     attempts.router,

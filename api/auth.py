@@ -183,6 +183,7 @@ def requires(*permissions: Permission) -> Requirement:
 
 SubmittingCaller = Annotated[Caller, Depends(requires(Permission.SUBMIT_JOBS))]
 ReadingCaller = Annotated[Caller, Depends(requires(Permission.READ_JOBS))]
+OperatingCaller = Annotated[Caller, Depends(requires(Permission.OPERATE_JOBS))]
 ManagingCaller = Annotated[Caller, Depends(requires(Permission.MANAGE_TOKENS))]
 OwningCaller = Annotated[Caller, Depends(requires(Permission.USE_OWN_TOKEN))]
 FleetCaller = Annotated[Caller, Depends(requires(Permission.OPERATE_FACTORIES))]

@@ -13,11 +13,13 @@ from pydantic import ConfigDict, Field
 
 from api.waiting import Waiting, waits_for
 from core.attempt import workflow_id
+from core.dag import EdgeState, Gate, Until
 from core.factory_state import FactoryActivity
 from core.job import JobSpec, Message, Stage
 from store.messages import FactoryState
 from store.views import (
     ArtifactView,
+    DagView,
     DrainOrder,
     EventView,
     FactoryRow,
@@ -239,6 +241,33 @@ class ActionTaken(Document):
     conditions: tuple[str, ...] = ()
 
 
+class DagJob(Document):
+    """A job in a graph of what waits for what."""
+
+    id: str
+    title: str
+    stage: Stage
+
+
+class DagEdge(Document):
+    """One job waits for another: at its start, or, for its own child jobs, before its ship."""
+
+    job_id: str
+    waits_for: str
+    gate: Gate
+    until: Until
+    state: EdgeState
+
+
+class Dag(Document):
+    """Jobs and what they wait for."""
+
+    jobs: tuple[DagJob, ...]
+    edges: tuple[DagEdge, ...]
+    truncated: bool
+    """There is more than this; the jobs that are nearest to the one that was asked for are shown."""
+
+
 class SnapshotDocument(Document):
     """The immutable snapshot that a job was made of, and the documents that it was made from."""
 
@@ -275,6 +304,11 @@ def job_summary(job: JobView) -> JobSummary:
         updated_at=job.updated_at,
         ended_at=job.ended_at,
     )
+
+
+def dag_document(found: DagView) -> Dag:
+    """Return a graph of jobs as the API shows it."""
+    return Dag.model_validate(found.model_dump())
 
 
 def job_list(page: JobPage) -> JobList:

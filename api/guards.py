@@ -24,15 +24,17 @@ LOOPBACK_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 MIB: Final = 1024 * 1024
 BODY_LIMIT: Final = 2 * MIB
 SPOOL_LIMIT: Final = 8 * MIB
-"""Reports of attempts carry logs and events in batches, a submit may carry many files."""
+"""Reports of attempts carry logs and events in batches."""
+SUBMIT_LIMIT: Final = 16 * MIB
+"""A submit may carry ten thousand files."""
 ARTIFACT_LIMIT: Final = 64 * MIB
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def body_limit(path: str) -> int:
     """Return how many bytes a request to `path` may carry."""
-    if path in ("/fleet/jobs", "/fleet/explain"):
-        return SPOOL_LIMIT
+    if path in ("/fleet/jobs", "/fleet/explain") or path.endswith("/children"):
+        return SUBMIT_LIMIT
     if path.startswith("/fleet/attempts/"):
         if path.endswith("/report"):
             return SPOOL_LIMIT

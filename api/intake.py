@@ -32,7 +32,7 @@ from store.views import Submitted
 
 KEY_PREFIX: Final = "key:"
 """A dependency may name another job by its idempotency key."""
-MAX_JOBS: Final = 500
+MAX_JOBS: Final = 10_000
 PARALLEL_PLACES: Final = 4
 """Repositories that are looked at side by side: each look starts git a few times."""
 
@@ -64,6 +64,11 @@ class Draft:
         return self.resolution.idempotency_key
 
     @property
+    def product_id(self) -> str:
+        """Return the product that the job belongs to."""
+        return str(self.resolution.values["product_id"])
+
+    @property
     def spec(self) -> JobSpec:
         """Return the snapshot, in which parents may still be named by their keys."""
         return build_spec(self.resolution, self.repository)
@@ -84,9 +89,15 @@ class Taken:
 
 
 async def submit(
-    backend: Backend, jobs: Sequence[JobInput], *, by: str, access: Access, key: str | None = None
+    backend: Backend,
+    jobs: Sequence[JobInput],
+    *,
+    by: str,
+    access: Access,
+    key: str | None = None,
+    child_of: str | None = None,
 ) -> tuple[Taken, ...]:
-    """Take `jobs` in, all or none, and have them started.
+    """Take `jobs` in, all or none, and have them started; `child_of` is the running job that all of them are a part of.
 
     `key` is the idempotency key of the request's header; it stands for the same field of the (only) job. `access` is
     the reach of whoever submits.
@@ -95,10 +106,14 @@ async def submit(
         InvalidManifest: every mistake of every job.
         Forbidden: a job is of a product that `access` does not reach.
         IdempotencyConflict: a key is taken by other content.
+        IllegalAction: the running job takes no child jobs any more.
 
     """
+    looked_at = utc_now()
     drafts = await prepare(backend, jobs, access=access, key=key)
-    submissions = [await _submission(backend, draft, drafts, by) for draft in drafts]
+    known = await _jobs_of_keys(backend, drafts)
+    common = {"submitted_by": by, "base_known_at": looked_at, "child_of": child_of}
+    submissions = [_submission(backend, draft, known).model_copy(update=common) for draft in drafts]
     submitted = await backend.ledger.submit_all(submissions, now=utc_now())
     backend.dispatcher.wake()
     return tuple(Taken(answer, draft) for answer, draft in zip(submitted, drafts, strict=True))
@@ -120,12 +135,7 @@ async def prepare(
     _check_products(resolved, access)
     if key is not None:
         resolved = [_with_key(resolved, key)]
-    turns = asyncio.Semaphore(PARALLEL_PLACES)
-    answers = await asyncio.gather(
-        *(_place(backend, job, read, turns) for job, read in zip(jobs, resolved, strict=True)),
-        return_exceptions=True,
-    )
-    placed = _all_or_raise(jobs, answers)
+    placed = _all_or_raise(jobs, await _places(backend, jobs, resolved))
     return tuple(
         Draft(backend.ids.next_id(), job, parsed, resolution, repository)
         for job, (parsed, resolution), repository in zip(jobs, resolved, placed, strict=True)
@@ -135,6 +145,7 @@ async def prepare(
 # --- one job ------------------------------------------------------------------------------------------------------
 
 Read = tuple[ParsedManifest, Resolution]
+Place = Repository | BaseException
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,22 +202,41 @@ def _wrong_body(known: Known, parsed: ParsedManifest) -> Iterator[FieldProblem]:
         yield replace(problem, line=line)
 
 
-async def _place(backend: Backend, job: JobInput, read: Read, turns: asyncio.Semaphore) -> Repository:
-    """Find out where the job starts and where it goes to."""
-    parsed, resolution = read
-    try:
-        async with turns:
-            return await resolve_repository(
-                cwd=resolution.cwd,
-                repo=resolution.repo,
-                base=resolution.base,
-                home=backend.settings.home,
-                host=socket.gethostname(),
-                include_dirty=job.include_dirty,
-            )
-    except InvalidInput as error:
-        problems = tuple(replace(p, line=p.line or line_of(p.path, parsed.lines)) for p in error.problems)
-        raise invalid(job.source, problems) from None
+async def _places(backend: Backend, jobs: Sequence[JobInput], resolved: Sequence[Read]) -> list[Place]:
+    """Find out where each job starts; jobs that start at the same place are looked up once."""
+    turns = asyncio.Semaphore(PARALLEL_PLACES)
+    looks: dict[tuple[object, ...], asyncio.Task[Repository]] = {}
+    of_jobs = []
+    for job, read in zip(jobs, resolved, strict=True):
+        _, found = read
+        place = (found.cwd, found.repo, found.base, job.include_dirty)
+        if place not in looks:
+            looks[place] = asyncio.create_task(_look(backend, job, found, turns))
+        of_jobs.append((job, read, looks[place]))
+    await asyncio.wait(looks.values())
+    return [_placed(job, read, look) for job, read, look in of_jobs]
+
+
+def _placed(job: JobInput, read: Read, look: asyncio.Task[Repository]) -> Place:
+    """Return what was found, or the complaint with this job's file and lines."""
+    error = look.exception()
+    if not isinstance(error, InvalidInput):
+        return look.result() if error is None else error
+    problems = tuple(replace(p, line=p.line or line_of(p.path, read[0].lines)) for p in error.problems)
+    return invalid(job.source, problems)
+
+
+async def _look(backend: Backend, job: JobInput, resolution: Resolution, turns: asyncio.Semaphore) -> Repository:
+    """Find out where a job starts and where it goes to."""
+    async with turns:
+        return await resolve_repository(
+            cwd=resolution.cwd,
+            repo=resolution.repo,
+            base=resolution.base,
+            home=backend.settings.home,
+            host=socket.gethostname(),
+            include_dirty=job.include_dirty,
+        )
 
 
 def _with_key(read: Sequence[Read], key: str) -> Read:
@@ -234,10 +264,10 @@ def _check_products(resolved: Sequence[Read], access: Access) -> None:
         )
 
 
-async def _submission(backend: Backend, draft: Draft, drafts: Sequence[Draft], by: str) -> Submission:
+def _submission(backend: Backend, draft: Draft, known: JobsOfKeys) -> Submission:
     """Return what the ledger keeps of the job: snapshot, manifest as written, where every value came from."""
     spec = draft.spec
-    deps = tuple([await _dependency(backend, draft, index, drafts) for index in range(len(spec.deps))])
+    deps = tuple(_dependency(draft, index, known) for index in range(len(spec.deps)))
     profile = backend.shelf.profiles().get(spec.profile.name) if spec.profile else None
     documents = {
         "manifest": draft.given.manifest,
@@ -251,19 +281,36 @@ async def _submission(backend: Backend, draft: Draft, drafts: Sequence[Draft], b
         canonical=draft.resolution.canonical,
         documents=documents,
         idempotency_key=draft.key,
-        submitted_by=by,
+        name=draft.key or draft.given.source,
     )
 
 
-async def _dependency(backend: Backend, draft: Draft, index: int, drafts: Sequence[Draft]) -> Dependency:
-    """Return a parent by its id: `key:` names a job of this request, else one that the ledger has."""
+JobsOfKeys = Mapping[tuple[str, str], str]
+
+
+async def _jobs_of_keys(backend: Backend, drafts: Sequence[Draft]) -> JobsOfKeys:
+    """Return the jobs that dependencies name by (product, key): those of this request, else those of the ledger."""
+    here: dict[tuple[str, str], str] = {}
+    for draft in drafts:
+        if draft.key is not None:
+            here.setdefault((draft.product_id, draft.key), draft.job_id)
+    named = {
+        (draft.product_id, dependency.job_id.removeprefix(KEY_PREFIX))
+        for draft in drafts
+        for dependency in draft.resolution.dependencies
+        if dependency.job_id.startswith(KEY_PREFIX)
+    }
+    unknown = sorted(named - here.keys())
+    return here | (await backend.ledger.jobs_of_keys(unknown) if unknown else {})
+
+
+def _dependency(draft: Draft, index: int, known: JobsOfKeys) -> Dependency:
+    """Return a parent by its id, which `key:` may stand for."""
     dependency = draft.resolution.dependencies[index]
     if not dependency.job_id.startswith(KEY_PREFIX):
         return dependency
     key = dependency.job_id.removeprefix(KEY_PREFIX)
-    product = draft.resolution.values["product_id"]
-    here = [d.job_id for d in drafts if d.key == key and d.resolution.values["product_id"] == product]
-    found = here[0] if here else await backend.ledger.job_of_key(product, key)
+    found = known.get((draft.product_id, key))
     if found is None:
         path = f"deps[{index}]"
         problem = FieldProblem(

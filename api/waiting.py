@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
 from core.job import Condition, Message, Stage
 from core.lifecycle import ENDED
-from store.views import JobView
+from store.views import DependencyView, JobView
+
+MAX_NAMED: Final = 20
 
 
 class Waiting(Message):
     """Why a job stands still."""
 
-    kind: Literal["human", "parents", "capacity", "time"]
+    kind: Literal["human", "parents", "children", "capacity", "time"]
     message: str
     command: str = ""
     """What a person may type to go on; empty when nobody needs to do anything."""
+    choices: tuple[str, ...] = ()
+    """Commands of which one gets it going, when a person has to choose; `command` is the first of them."""
     until: datetime | None = None
 
 
@@ -54,8 +59,24 @@ def _ships_by_itself(job: JobView) -> bool:
 def _blocked(job: JobView, condition: Condition) -> Waiting:
     if condition.reason in ("backoff", "usage_limit"):
         return Waiting(kind="time", message=condition.message, command=f"gf requeue {job.id}", until=condition.until)
-    if condition.reason in ("parents", "parent_failed"):
-        return Waiting(kind="parents", message=condition.message)
+    if condition.reason in ("parents", "children"):
+        kind: Literal["parents", "children"] = "parents" if condition.reason == "parents" else "children"
+        return Waiting(kind=kind, message=condition.message, command=f"gf dag {job.id}")
+    if condition.reason == "parent_failed":
+        return _chosen("parents", job, job.deps, condition)
+    if condition.reason == "child_failed":
+        return _chosen("children", job, job.children, condition)
     if condition.reason == "capacity":
         return Waiting(kind="capacity", message=condition.message, command=f"gf why {job.id}")
     return Waiting(kind="human", message=condition.message, command=f"gf requeue {job.id} --reason '…'")
+
+
+def _chosen(
+    kind: Literal["parents", "children"], job: JobView, awaited: Sequence[DependencyView], condition: Condition
+) -> Waiting:
+    """Return a person's choices when a job that is waited for has failed: retry it, do without it, give up."""
+    failed = [one for one in awaited if one.state == "failed"]
+    again = [f"gf requeue {one.job_id}" for one in failed if one.stage != Stage.CANCELLED]
+    without = f"gf unblock {job.id} " + " ".join(f"--drop {one.job_id}" for one in failed[:MAX_NAMED])
+    choices = (*again[:MAX_NAMED], without, f"gf cancel {job.id}")
+    return Waiting(kind=kind, message=condition.message, command=choices[0], choices=choices)

@@ -37,6 +37,18 @@ def act(action: str, job_ids: list[str], *, sha: str, reason: str, as_json: bool
     return code
 
 
+def unblock(job_id: str, dropped: list[str], *, reason: str, as_json: bool) -> ExitCode:
+    """Let a job wait no more for `dropped`, and show what it waits for then."""
+    reply = connect().post(job_path(job_id, "/unblock"), {"drop": dropped, "reason": reason})
+    if as_json:
+        output.document(reply)
+        return ExitCode.DONE
+    output.say(f"{job_id}  waits no more for {', '.join(dropped)}; it is {reply['stage']}")
+    for message in reply["conditions"]:
+        output.say(f"  still blocked: {message}")
+    return ExitCode.DONE
+
+
 def send(client: Client, job_id: str, action: str, *, sha: str = "", reason: str = "") -> dict[str, Any]:
     """Send one action; ship and approve name the job's present candidate unless `sha` names another."""
     if action in NAMES_CANDIDATE and not sha:

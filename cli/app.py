@@ -449,11 +449,21 @@ def run(
 
 @app.command()
 @guarded
-def submit(files: Files, include_dirty: Dirty = False, idempotency_key: Key = None, as_json: Json = False) -> int:
+def submit(
+    files: Files,
+    include_dirty: Dirty = False,
+    idempotency_key: Key = None,
+    child_of: Annotated[
+        str | None, typer.Option(metavar="JOB", help="The jobs are a part of this one, which ships after all of them.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
     """Submit job files and return. Either all of them are valid, or none starts."""
     from cli import submitting  # noqa: PLC0415
 
-    return submitting.submit(files, include_dirty=include_dirty, idempotency_key=idempotency_key, as_json=as_json)
+    return submitting.submit(
+        files, include_dirty=include_dirty, idempotency_key=idempotency_key, child_of=child_of, as_json=as_json
+    )
 
 
 @app.command()
@@ -482,6 +492,20 @@ def jobs(
 
     stages = tuple(str(name) for name in stage or ())
     return listing.jobs(stages=stages, product=product, limit=limit, cursor=cursor, as_json=as_json)
+
+
+@app.command()
+@guarded
+def dag(
+    job_id: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="Id of a job; without it, all that wait.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Draw which jobs wait for which, as a tree: around one job, or all that wait now."""
+    from cli import graph  # noqa: PLC0415
+
+    return graph.dag(job_id, as_json=as_json)
 
 
 @app.command()
@@ -584,6 +608,22 @@ def cancel(job_ids: Jobs, reason: Reason = "", as_json: Json = False) -> int:
 
 @app.command()
 @guarded
+def unblock(
+    job_id: Job,
+    drop: Annotated[
+        list[str], typer.Option("--drop", metavar="JOB", help="Parent or child job to wait for no more; repeatable.")
+    ],
+    reason: Reason = "",
+    as_json: Json = False,
+) -> int:
+    """Let a job go on without other jobs that it waits for."""
+    from cli import acting  # noqa: PLC0415
+
+    return acting.unblock(job_id, drop, reason=reason, as_json=as_json)
+
+
+@app.command()
+@guarded
 def pause(job_ids: Jobs, reason: Reason = "", as_json: Json = False) -> int:
     """Put a job aside."""
     return _act("pause", job_ids, reason=reason, as_json=as_json)
@@ -596,7 +636,7 @@ def resume(job_ids: Jobs, reason: Reason = "", as_json: Json = False) -> int:
     return _act("resume", job_ids, reason=reason, as_json=as_json)
 
 
-# --- after a loss ------------------------------------------------------------------------------------------------------
+# --- after a loss -----------------------------------------------------------------------------------------------------
 
 
 @app.command()

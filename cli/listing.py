@@ -67,7 +67,8 @@ def job_lines(job: dict[str, Any]) -> list[str]:
     waiting = job.get("waiting")
     if waiting:
         lines.append(f"  waits for   {words.waiting(job)}")
-        lines += [f"  next        {waiting['command']}"] if waiting["command"] else []
+        choices = waiting["choices"] or [waiting["command"]]
+        lines += [f"  {'or' if index else 'next':<12}{choice}" for index, choice in enumerate(choices) if choice]
     return lines
 
 
@@ -79,7 +80,8 @@ def _facts(job: dict[str, Any], repository: dict[str, Any]) -> list[tuple[str, s
         ("priority", job["priority"]),
         ("profile", job["profile"] or ""),
         ("repository", f"{repository['url']} ({repository['base']})" if repository["base"] else repository["url"]),
-        ("parents", ", ".join(f"{dep['job_id']} ({dep['stage']})" for dep in job["deps"])),
+        ("parents", words.awaited(job["deps"], job["deps_total"])),
+        ("child jobs", words.awaited(job["children"], job["children_total"])),
         ("candidate", words.short(job["candidate_sha"]) if job["candidate_sha"] else ""),
         ("verify", verdict.get("verify", "")),
         ("scope", f"{len(out_of_scope)} out: {', '.join(out_of_scope[:5])}" if out_of_scope else ""),

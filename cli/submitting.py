@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import output
-from cli.client import Client, connect
+from cli.client import Client, connect, job_path
 from cli.exit_codes import ExitCode
 from core.errors import InvalidInput
 
@@ -41,12 +41,18 @@ def read_file(name: str) -> dict[str, Any]:
 
 
 def send(
-    client: Client, files: Sequence[str], *, include_dirty: bool, idempotency_key: str | None
+    client: Client,
+    files: Sequence[str],
+    *,
+    include_dirty: bool,
+    idempotency_key: str | None,
+    child_of: str | None = None,
 ) -> list[dict[str, Any]]:
     """Submit `files`; all or none. Returns the API's answers, in their order."""
     jobs = [read_file(name) | {"include_dirty": include_dirty} for name in files]
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
-    answer = client.post("/fleet/jobs", {"jobs": jobs}, headers=headers)
+    path = job_path(child_of, "/children") if child_of else "/fleet/jobs"
+    answer = client.post(path, {"jobs": jobs}, headers=headers)
     submitted: list[dict[str, Any]] = answer["jobs"]
     return submitted
 
@@ -58,9 +64,11 @@ def show_notices(jobs: Sequence[dict[str, Any]]) -> None:
             output.note(f"{job['id']}: {notice}")
 
 
-def submit(files: Sequence[str], *, include_dirty: bool, idempotency_key: str | None, as_json: bool) -> ExitCode:
+def submit(
+    files: Sequence[str], *, include_dirty: bool, idempotency_key: str | None, child_of: str | None, as_json: bool
+) -> ExitCode:
     """Submit files and show the ids."""
-    jobs = send(connect(), files, include_dirty=include_dirty, idempotency_key=idempotency_key)
+    jobs = send(connect(), files, include_dirty=include_dirty, idempotency_key=idempotency_key, child_of=child_of)
     show_notices(jobs)
     if as_json:
         output.document({"jobs": jobs})

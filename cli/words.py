@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+SHOWN = 20
+"""Jobs that a line names."""
 UNKNOWN = "–"
 """Shown for what nobody knows; never a 0."""
 SHORT_SHA = 12
@@ -69,6 +71,14 @@ def waiting(document: Mapping[str, Any]) -> str:
     """Return what a job waits for, in a few words; empty when nothing."""
     found = document.get("waiting")
     return f"{found['kind']}: {found['message']}" if found else ""
+
+
+def awaited(jobs: Sequence[Mapping[str, Any]], total: int) -> str:
+    """Return jobs that another one waits for, with their stages and what is unusual about the wait."""
+    named = [
+        f"{one['job_id']} ({one['stage']}{', dropped' if one['state'] == 'dropped' else ''})" for one in jobs[:SHOWN]
+    ]
+    return ", ".join(named) + (f" and {total - SHOWN} more" if total > SHOWN else "")
 
 
 def plural(count: int, noun: str) -> str:

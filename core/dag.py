@@ -1,4 +1,4 @@
-"""What waits for what: when a wait is over, in which order jobs of one request are taken in, and cycles. *Pure.*
+"""What waits for what: when a wait is over, and jobs that would wait for each other for ever. *Pure.*
 
 An edge says that one job waits for another: at its start (a dependency of its manifest: the other is a *parent*) or at
 its ship gate (it was decomposed: the other is a *child job*). An edge is `open`, `done`, `failed` (the other job ended
@@ -7,9 +7,10 @@ without what is waited for) or `dropped` (an operator decided not to wait any mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from graphlib import CycleError, TopologicalSorter
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
 from core.job import Message, Stage
 
@@ -26,6 +27,15 @@ class Wait(Message):
 
     outcome: Outcome
     message: str = ""
+
+
+class WaitsFor(NamedTuple):
+    """An edge: a gate of one job opens when another one has come to a stage."""
+
+    job_id: str
+    waits_for: str
+    until: Until = "shipped"
+    gate: Gate = "start"
 
 
 class Cycle(Exception):
@@ -55,14 +65,29 @@ def outcome_of(*, any_open: bool, any_failed: bool) -> Outcome:
     return "waiting" if any_open else "ready"
 
 
-def parents_first(graph: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """Return the jobs of `graph` (job → jobs that it waits for) so that each comes after all that it waits for.
+def refuse_cycle(waits: Iterable[WaitsFor]) -> None:
+    """Find jobs that would wait for each other for ever.
+
+    What is ordered is not jobs but what becomes of them: a child job may wait until the job that it is a part of is in
+    `testing`, because only the ship of that one waits for the child.
 
     Raises:
-        Cycle: there is no such order; it names jobs so that each waits for the one behind it.
+        Cycle: it names jobs so that each waits for the one behind it.
 
     """
+    order: TopologicalSorter[tuple[str, Until]] = TopologicalSorter()
+    for one in waits:
+        order.add((one.job_id, "testing" if one.gate == "start" else "shipped"), (one.waits_for, one.until))
+        order.add((one.job_id, "shipped"), (one.job_id, "testing"))
+        order.add((one.waits_for, "shipped"), (one.waits_for, "testing"))
     try:
-        return tuple(TopologicalSorter(graph).static_order())
+        order.prepare()
     except CycleError as error:
-        raise Cycle(tuple(reversed(error.args[1]))) from None
+        way: list[tuple[str, Until]] = list(reversed(error.args[1]))
+        waits_of_jobs = [after for before, after in pairwise(way) if (before, after) != _own_step(before[0])]
+        raise Cycle([way[0][0], *(job_id for job_id, _ in waits_of_jobs)]) from None
+
+
+def _own_step(job_id: str) -> tuple[tuple[str, Until], tuple[str, Until]]:
+    """Return what every job waits for within itself: it ships after it was tested."""
+    return (job_id, "shipped"), (job_id, "testing")

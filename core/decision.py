@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from core.attempt import BuildResult, Grant, Resume, ShipResult, Verdict
+from core.dag import Wait
 from core.errors import IllegalAction
 from core.job import Condition, FailureKind, JobSpec, Message, Stage
 from core.job_events import (
@@ -26,6 +27,8 @@ from core.job_events import (
     Action,
     Build,
     Built,
+    ChildrenChanged,
+    ChildrenResolved,
     Command,
     Decision,
     Event,
@@ -41,6 +44,7 @@ from core.job_events import (
     ParentsResolved,
     Parked,
     Refused,
+    ResolveChildren,
     ResolveParents,
     Retract,
     Route,
@@ -63,6 +67,8 @@ DEFAULT_LIMIT_SLEEP = timedelta(minutes=15)
 WAITING_BACKSTOP = timedelta(minutes=5)
 """A job that waits for its parents asks again after this time, in case a signal was lost."""
 STORY_LINES = 20
+CHILD_REASONS = ("children", "child_failed")
+"""Reasons of the condition that child jobs keep a job from shipping."""
 
 
 # --- what operators may do ----------------------------------------------------------------------------------------
@@ -99,7 +105,7 @@ def _refuse_ship(state: JobState, act: Act) -> str | None:
         return closed
     if state.paused:
         return f"job {state.job_id} is paused; resume it first"
-    for reason in ("scope", "conflict"):
+    for reason in ("scope", "conflict", *CHILD_REASONS):
         condition = state.blocked(reason)
         if condition:
             return f"the ship gate is blocked ({reason}): {condition.message}"
@@ -175,7 +181,8 @@ def _on_started(state: JobState, event: Started, now: datetime) -> Decision:
     if event.standing is not None:
         state = restored(state, event.standing)
         if state.grant is not None:
-            return gate_again(state, event.standing)
+            held = _held_by(state, event.children or Wait(outcome="ready"))
+            return _prefixed(*_conditions_changed(state, held, "child jobs"), onto=gate_again(held, event.standing))
     if event.grant is not None:
         return _begin_build(state, event.grant)
     if state.paused or _sleeping(state):
@@ -206,6 +213,32 @@ def _on_parents_changed(state: JobState, event: ParentsChanged, now: datetime) -
     if state.stage != Stage.QUEUED or state.step or not state.spec.deps or _sleeping(state):
         return Decision(state=state)
     return Decision(state=state, commands=(ResolveParents(),))
+
+
+def _on_children_changed(state: JobState, event: ChildrenChanged, now: datetime) -> Decision:
+    """Look again when the gate is what the job waits at; before that, the record that brings it there tells."""
+    at_gate = state.stage in (Stage.REVIEW, Stage.TESTING) and not state.step
+    return Decision(state=state, commands=(ResolveChildren(),) if at_gate else ())
+
+
+def _on_children(state: JobState, event: ChildrenResolved, now: datetime) -> Decision:
+    """Close or open the ship gate; a candidate that the policy would have shipped is shipped when the last is done."""
+    if state.stage not in (Stage.REVIEW, Stage.TESTING) or state.step != ("ship" if event.held_ship else ""):
+        return Decision(state=state)
+    gate = _held_by(_update(state, step=""), event)
+    writes = _conditions_changed(state, gate, event.message)
+    if gate.stage == Stage.TESTING and gate.spec.review_policy == "auto" and not gate.conditions:
+        return _prefixed(*writes, onto=_start_ship(gate, POLICY_APPROVAL))
+    return Decision(state=gate, commands=writes)
+
+
+def _held_by(state: JobState, children: Wait | ChildrenResolved) -> JobState:
+    """Return the state with the condition that its child jobs make, or without one."""
+    conditions = _without(state, *CHILD_REASONS)
+    if children.outcome != "ready":
+        reason = "children" if children.outcome == "waiting" else "child_failed"
+        conditions = (*conditions, Condition(type="blocked", reason=reason, message=children.message[:2000]))
+    return _update(state, conditions=conditions)
 
 
 def _on_granted(state: JobState, event: Granted, now: datetime) -> Decision:
@@ -275,7 +308,8 @@ def _on_judged(state: JobState, event: Judged, now: datetime) -> Decision:
         return _attempt_failed(state, FailureKind.VERIFY_FAILED, message, now, verdict=verdict, entries=entries)
     open_scope = not verdict.out_of_scope or state.policy.scope_mode == "warn"
     passed = verdict.verify == "passed" and open_scope
-    conditions = state.conditions if open_scope else (*state.conditions, _scope_condition(verdict))
+    known = _without(state, *CHILD_REASONS)  # whether they hold it now is the answer to this record
+    conditions = known if open_scope else (*known, _scope_condition(verdict))
     at_gate = _move(state, Stage.TESTING) if passed else state
     at_gate = _update(at_gate, step="", verify=verdict.verify, conditions=conditions, wake_at=None)
     record = Record(
@@ -331,9 +365,9 @@ def _on_lease_lost(state: JobState, event: LeaseLost, now: datetime) -> Decision
     if event.epoch != state.epoch or state.step != "build":
         return Decision(state=state)
     if state.stopping:
-        return _prefixed(StopStep(wait=False), _stopped(state, None, now))
+        return _prefixed(StopStep(wait=False), onto=_stopped(state, None, now))
     lost = _attempt_failed(state, FailureKind.LEASE_LOST, event.reason or "the attempt was lost", now)
-    return _prefixed(StopStep(wait=False), lost)
+    return _prefixed(StopStep(wait=False), onto=lost)
 
 
 def _on_interrupt(state: JobState, event: Interrupt, now: datetime) -> Decision:
@@ -474,6 +508,8 @@ _HANDLERS: dict[type, Callable[[JobState, Any, datetime], Decision]] = {
     Act: _on_act,
     Refused: _on_refused,
     ParentsChanged: _on_parents_changed,
+    ChildrenChanged: _on_children_changed,
+    ChildrenResolved: _on_children,
     Tick: _on_tick,
 }
 
@@ -723,8 +759,8 @@ def _move(state: JobState, stage: Stage) -> JobState:
     return _update(state, stage=stage)
 
 
-def _prefixed(command: Command, decision: Decision) -> Decision:
-    return Decision(state=decision.state, commands=(command, *decision.commands))
+def _prefixed(*commands: Command, onto: Decision) -> Decision:
+    return Decision(state=onto.state, commands=(*commands, *onto.commands))
 
 
 def _update(model: MessageT, **changes: Any) -> MessageT:

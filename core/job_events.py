@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Literal
 
 from core.attempt import BuildResult, Grant, Resume, ShipResult, Verdict
+from core.dag import Outcome, Wait
 from core.job import Condition, FailureKind, JobSpec, Message, Stage
 from core.lifecycle import ENDED, Record
 
@@ -95,6 +96,8 @@ class Started(Message):
     grant: Grant | None = None
     standing: Standing | None = None
     """For a job that did not begin just now."""
+    children: Wait | None = None
+    """What its child jobs keep it from shipping; None: nothing."""
 
 
 class ParentsResolved(Message):
@@ -104,6 +107,19 @@ class ParentsResolved(Message):
     message: str = ""
     base_sha: str = ""
     """When they are done: where the work starts, so that it has what they shipped; empty leaves it as it is."""
+
+
+class ChildrenChanged(Message):
+    """What the child jobs of the job come to is not what it was."""
+
+
+class ChildrenResolved(Message):
+    """What the child jobs of the job are at, for its ship gate."""
+
+    outcome: Outcome
+    message: str = ""
+    held_ship: bool = False
+    """The ship that was decided on did not begin because of them."""
 
 
 class Granted(Message):
@@ -197,6 +213,8 @@ Event = (
     | Act
     | Refused
     | ParentsChanged
+    | ChildrenChanged
+    | ChildrenResolved
     | Tick
 )
 
@@ -211,6 +229,10 @@ class Write(Message):
 
 class ResolveParents(Message):
     """Ask the ledger what the parents are at."""
+
+
+class ResolveChildren(Message):
+    """Ask the ledger what the child jobs are at."""
 
 
 class Route(Message):
@@ -263,7 +285,7 @@ class Finish(Message):
     """The life is over; the workflow returns."""
 
 
-Command = Write | ResolveParents | Route | Hold | Build | Judge | Ship | Retract | StopStep | Finish
+Command = Write | ResolveParents | ResolveChildren | Route | Hold | Build | Judge | Ship | Retract | StopStep | Finish
 
 
 class Decision(Message):

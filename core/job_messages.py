@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from core.attempt import BuildResult, Grant
+from core.dag import Wait
 from core.job import JobSpec, Message, Stage
 from core.job_events import Action, Policy, Standing
 from core.lifecycle import Record
@@ -47,6 +48,8 @@ class JobInput(Message):
     engine: str | None = None
     standing: Standing | None = None
     """Where the job stands, when this life takes the place of a workflow that is gone."""
+    children: Wait | None = None
+    """What its child jobs keep it from shipping; None: nothing."""
 
 
 class JobOutcome(Message):
@@ -88,6 +91,17 @@ class WriteRequest(Message):
     product_id: str = "default"
     seq: int
     record: Record
+
+
+class WriteReply(Message):
+    """Answer of `write_record`."""
+
+    children: Wait | None = None
+    """What child jobs keep the job from shipping, when the record brings it to its gate or ships it; None: nothing."""
+
+
+class ChildrenReply(Wait):
+    """Answer of `resolve_children`."""
 
 
 class HoldRequest(Message):

@@ -20,10 +20,11 @@ from core.router_claims import Claims
 from core.switch import covering
 from store import limits, switch
 from store.database import AnyRow, serialise
+from store.edges import take_turn
 from store.fleet_snapshot import read_locks
 from store.open_job import OpenJob, open_job, open_jobs
 from store.outbox import enqueue_signal
-from store.parents import WAITING, wait_state
+from store.parents import WAITING, has_parents, wait_state
 from store.seats import end_lease, take_seat
 from store.tables import jobs, leases, locks, runs
 
@@ -190,6 +191,8 @@ def living_grant(connection: Connection, job_id: str) -> Grant | None:
 
 def make_ready(connection: Connection, job_id: str, now: datetime) -> bool:
     """Let the queued job have a seat; return False when it is not queued, or a parent of it is not done."""
+    if has_parents(connection, job_id):
+        take_turn(connection)  # a parent that is about to be waited for again must be seen
     job = open_job(connection, job_id, now)
     if job.stage != Stage.QUEUED:
         return False

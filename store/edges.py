@@ -25,7 +25,7 @@ from core.lifecycle import ENDED
 from store.database import AnyRow, batches, serialise
 from store.open_job import OpenJob, open_job, open_jobs, save_all
 from store.outbox import Starting, enqueue_signal, enqueue_starts
-from store.parents import WAITING, wait_state, wait_states
+from store.parents import WAITING, has_parents, wait_state, wait_states
 from store.tables import edges, jobs
 from store.views import WaitState
 
@@ -153,8 +153,7 @@ def next_wait(job: OpenJob) -> dict[str, Any]:
     state = wait_state(job.connection, job.id)
     if state.outcome != "ready":
         return {"held": WAITING, "conditions": [blocked_by_parents(state).model_dump(mode="json")]}
-    has_parents = exists().where(edges.c.child_id == job.id, edges.c.gate == "start")
-    if not job.connection.execute(select(has_parents)).scalar_one():
+    if not has_parents(job.connection, job.id):
         return {"held": None, "conditions": []}
     return {"held": held_when_ready(job.row.epoch, job.row.base_sha), "conditions": []}
 
@@ -164,9 +163,17 @@ def _block(connection: Connection, blocked: Sequence[OpenJob]) -> None:
     states = wait_states(connection, [job.id for job in blocked], "start")
     for job in blocked:
         state = states[job.id]
-        job.event(f"parents.{state.outcome}", state.message)
+        if state.outcome == "failed":
+            job.event("parents.failed", state.message)
+        else:
+            job.event("parents.waiting", state.message)
         job.set(conditions=[blocked_by_parents(state).model_dump(mode="json")])
     save_all(blocked)
+
+
+def gate_is_held(holder: OpenJob) -> None:
+    """Tell a job that its ship gate, which waited for nothing, waits for child jobs now."""
+    _tell(holder.connection, [_Change(holder.id, "ship", "waiting")], holder.now)
 
 
 def blocked_by_parents(state: WaitState) -> Condition:
@@ -214,7 +221,7 @@ def begin(connection: Connection, job_id: str, now: datetime) -> bool:
 
 
 def drop(
-    connection: Connection, job_id: str, dropped: Sequence[str], by: str, reason: str, now: datetime
+    connection: Connection, job_id: str, dropped: Sequence[str], now: datetime, *, by: str, reason: str
 ) -> tuple[WaitState, WaitState]:
     """Let the job wait no more for some of the jobs that it waits for; return what it still waits for, at each gate.
 

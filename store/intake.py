@@ -1,29 +1,52 @@
-"""Taking jobs in: idempotency, dependencies, the first event, the order to start the workflow. Does I/O: SQL."""
+"""Taking jobs in: idempotency, dependencies, the first event, the order to start the workflow. Does I/O: SQL.
+
+A request of ten thousand jobs is one transaction of a dozen statements: everything that it needs to know is read at
+first, everything that it writes is written at the end.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, select, tuple_
 
-from core.dag import edge_state
+from core.dag import Cycle, WaitsFor, edge_state, refuse_cycle
 from core.errors import FieldProblem, IdempotencyConflict, InvalidInput
-from core.job import Dependency, Stage
+from core.job import Dependency, ProfileRef, Stage
 from core.router_snapshot import ready_job
 from store.chain import GENESIS, digest, event_hash
+from store.children import hold_gates
 from store.column_types import clean_text
-from store.database import insert_new, serialise
-from store.edges import blocked_by_parents, held_when_ready, take_turn
+from store.database import AnyRow, batches, insert_new, serialise
+from store.edges import blocked_by_parents, held_when_ready
 from store.messages import Submission
-from store.outbox import enqueue_start
-from store.parents import WAITING, wait_state
+from store.outbox import Starting, enqueue_starts
+from store.parents import MAX_SHOWN, WAITING, Awaited, wait_state_of
 from store.tables import edges, events, idempotency_keys, jobs, profiles
-from store.views import Submitted
+from store.views import Submitted, WaitState
 
 MAX_DIFFERENCES = 20
+KEY_LOCKS: Final = 64
+"""Locks that guard idempotency keys; one for each key would be too many for a large request."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A new job on its way in, with its parents as the ledger knows them."""
+
+    submission: Submission
+    deps: tuple[Dependency, ...]
+    awaited: tuple[Awaited, ...]
+    parents: WaitState
+    held: str | None
+
+    @property
+    def job_id(self) -> str:
+        return self.submission.job_id
 
 
 def submit(connection: Connection, submissions: Sequence[Submission], now: datetime) -> tuple[Submitted, ...]:
@@ -32,28 +55,32 @@ def submit(connection: Connection, submissions: Sequence[Submission], now: datet
     Raises:
         IdempotencyConflict: a key is taken by other content; `differs` names the fields.
         InvalidInput: an unknown parent, or a cycle, which is printed.
+        IllegalAction: a job is to be a child of one that has ended, or that is being shipped right now.
 
     """
-    ordered = _parents_first(submissions)
-    ids: dict[str, str] = {}
-    created: dict[str, bool] = {}
-    for submission in ordered:
-        existing = _existing(connection, submission)
-        ids[submission.job_id] = existing or submission.job_id
-        created[submission.job_id] = existing is None
-        if existing is None:
-            _create(connection, submission, ids, now)
-    return tuple(Submitted(job_id=ids[s.job_id], created=created[s.job_id]) for s in submissions)
+    ids = _ids(connection, submissions)
+    new = [one for one in submissions if ids[one.job_id] == one.job_id]
+    _check_cycles(new, ids)
+    known = _known_parents(connection, new, ids)
+    entries = [_entry(one, ids, known) for one in new]
+    _write(connection, entries, now)
+    hold_gates(connection, [one for one in new if one.child_of is not None], now)
+    return tuple(Submitted(job_id=ids[one.job_id], created=ids[one.job_id] == one.job_id) for one in submissions)
 
 
-def _parents_first(submissions: Sequence[Submission]) -> list[Submission]:
-    """Return the submissions in an order in which every parent comes before its children."""
-    by_id = {submission.job_id: submission for submission in submissions}
-    graph = {s.job_id: [d.job_id for d in s.spec.deps if d.job_id in by_id] for s in submissions}
+def _check_cycles(new: Sequence[Submission], ids: Mapping[str, str]) -> None:
+    """Refuse jobs that wait for each other; one that exists already waits for none of them."""
+    by_id = {one.job_id: one for one in new}
+    waits = (
+        WaitsFor(one.job_id, parent, dep.until)
+        for one in new
+        for dep, parent in zip(one.spec.deps, _parent_ids(one, ids), strict=True)
+        if parent in by_id
+    )
     try:
-        return [by_id[job_id] for job_id in TopologicalSorter(graph).static_order()]
-    except CycleError as error:
-        cycle = " → ".join(reversed(error.args[1]))
+        refuse_cycle(waits)
+    except Cycle as error:
+        cycle = " → ".join(by_id[job_id].name or job_id for job_id in error.jobs)
         problem = FieldProblem(path="deps", message=f"a job cannot wait for itself: {cycle}", value=cycle)
         raise InvalidInput(f"the dependencies form a cycle: {cycle}", (problem,)) from None
 
@@ -61,27 +88,52 @@ def _parents_first(submissions: Sequence[Submission]) -> list[Submission]:
 # --- idempotency --------------------------------------------------------------------------------------------------
 
 
-def _existing(connection: Connection, submission: Submission) -> str | None:
-    """Return the job that has this key and content already."""
-    key = submission.idempotency_key
-    if key is None:
-        return None
-    serialise(connection, f"key {submission.spec.product_id} {key}")
-    row = connection.execute(
-        select(idempotency_keys).where(
-            idempotency_keys.c.product_id == submission.spec.product_id, idempotency_keys.c.key == key
-        )
-    ).one_or_none()
-    if row is None:
-        return None
-    if row.sha256 == digest(submission.canonical):
-        return str(row.job_id)
-    differs = differing(row.canonical, submission.canonical)
-    raise IdempotencyConflict(
-        f"idempotency key {key!r} belongs to job {row.job_id}, whose {', '.join(differs)} is different",
+def _ids(connection: Connection, submissions: Sequence[Submission]) -> dict[str, str]:
+    """Return the id that each submission is known by: its own, or that of the job with its key and content."""
+    keyed = [one for one in submissions if one.idempotency_key is not None]
+    taken = _taken_keys(connection, keyed)
+    ids = {one.job_id: one.job_id for one in submissions}
+    for one in keyed:
+        owner = taken.setdefault(_key_of(one), _KeyOwner(one.job_id, digest(one.canonical), one.canonical))
+        if owner.sha256 != digest(one.canonical):
+            raise _conflict(one, owner)
+        ids[one.job_id] = owner.job_id
+    return ids
+
+
+@dataclass(frozen=True, slots=True)
+class _KeyOwner:
+    """The job that has a key, and the content that it was submitted with."""
+
+    job_id: str
+    sha256: str
+    canonical: Mapping[str, Any]
+
+
+def _key_of(submission: Submission) -> tuple[str, str]:
+    return submission.spec.product_id, submission.idempotency_key or ""
+
+
+def _taken_keys(connection: Connection, keyed: Sequence[Submission]) -> dict[tuple[str, str], _KeyOwner]:
+    """Return the keys that have a job already; nobody else gives one of them away until the transaction ends."""
+    pairs = sorted({_key_of(one) for one in keyed})
+    for lock in sorted({zlib.crc32(" ".join(pair).encode()) % KEY_LOCKS for pair in pairs}):
+        serialise(connection, f"key {lock}")
+    found: dict[tuple[str, str], _KeyOwner] = {}
+    for some in batches(pairs):
+        wanted = tuple_(idempotency_keys.c.product_id, idempotency_keys.c.key).in_(some)
+        for row in connection.execute(select(idempotency_keys).where(wanted)):
+            found[row.product_id, row.key] = _KeyOwner(row.job_id, row.sha256, row.canonical)
+    return found
+
+
+def _conflict(submission: Submission, owner: _KeyOwner) -> IdempotencyConflict:
+    key, differs = submission.idempotency_key, differing(owner.canonical, submission.canonical)
+    return IdempotencyConflict(
+        f"idempotency key {key!r} belongs to job {owner.job_id}, whose {', '.join(differs)} is different",
         hint="send the same content again, or use another key",
         differs=list(differs),
-        job_id=row.job_id,
+        job_id=owner.job_id,
         key=key,
     )
 
@@ -108,101 +160,138 @@ def _members(before: object, after: object) -> dict[str, tuple[object, object]] 
     return None
 
 
-def job_of_key(connection: Connection, product_id: str, key: str) -> str | None:
-    """Return the job that was submitted under `key`."""
-    found: str | None = connection.execute(
-        select(idempotency_keys.c.job_id).where(
-            idempotency_keys.c.product_id == product_id, idempotency_keys.c.key == key
-        )
-    ).scalar_one_or_none()
+def jobs_of_keys(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Return the jobs that were submitted under (product, key) pairs, as far as there are any."""
+    found: dict[tuple[str, str], str] = {}
+    for some in batches(keys):
+        wanted = tuple_(idempotency_keys.c.product_id, idempotency_keys.c.key).in_(some)
+        for row in connection.execute(select(idempotency_keys).where(wanted)):
+            found[row.product_id, row.key] = row.job_id
     return found
 
 
-# --- a new job ----------------------------------------------------------------------------------------------------
+# --- parents ------------------------------------------------------------------------------------------------------
 
 
-def _create(connection: Connection, submission: Submission, ids: Mapping[str, str], now: datetime) -> None:
-    spec = submission.spec
-    deps = {ids.get(dep.job_id, dep.job_id): dep for dep in spec.deps}
-    if deps:
-        take_turn(connection)
-    parents = _parent_stages(connection, deps, spec.product_id)
-    event = _submitted_event(submission, now)
-    connection.execute(insert(jobs), _job_row(submission, now) | {"event_seq": 1, "event_hash": event["hash"]})
-    connection.execute(insert(events), event)
-    held = _wait_for(connection, submission, deps, parents)
-    _keep_key(connection, submission, now)
-    _keep_profile(connection, submission, now)
-    if held != WAITING:
-        enqueue_start(connection, job_id=submission.job_id, product_id=spec.product_id, life=1, now=now)
+def _known_parents(connection: Connection, new: Sequence[Submission], ids: Mapping[str, str]) -> dict[str, AnyRow]:
+    """Return the parents that are jobs already; their stage does not change until the transaction ends.
 
+    Raises:
+        InvalidInput: there is no such job in the product of its child; all that are unknown are named.
 
-def _wait_for(
-    connection: Connection, submission: Submission, deps: Mapping[str, Dependency], parents: Mapping[str, Stage]
-) -> str | None:
-    """Write the edges to the job's parents, and what holds it back because of them."""
-    if not deps:
-        return None
-    edge = {"child_id": submission.job_id, "product_id": submission.spec.product_id}
-    rows = [
-        edge | {"parent_id": parent, "until": dep.until, "state": edge_state(parents[parent], dep.until) or "open"}
-        for parent, dep in deps.items()
-    ]
-    connection.execute(insert(edges), rows)
-    state = wait_state(connection, submission.job_id)
-    if state.outcome == "ready":
-        held, conditions = held_when_ready(0, submission.spec.repository.base_sha), []
-    else:
-        held, conditions = WAITING, [blocked_by_parents(state).model_dump(mode="json")]
-    connection.execute(update(jobs).where(jobs.c.id == submission.job_id).values(held=held, conditions=conditions))
-    return held
-
-
-def _parent_stages(connection: Connection, deps: Mapping[str, Dependency], product_id: str) -> dict[str, Stage]:
-    """Return the stage of each parent, which must be a job of the same product."""
-    if not deps:
-        return {}
-    known = {
-        row.id: Stage(row.stage)
-        for row in connection.execute(
-            select(jobs.c.id, jobs.c.stage).where(jobs.c.id.in_(list(deps)), jobs.c.product_id == product_id)
-        )
-    }
+    """
+    own = {one.job_id for one in new}
+    wanted = sorted({parent for one in new for parent in _parent_ids(one, ids)} - own)
+    known: dict[str, AnyRow] = {}
+    for some in batches(wanted):
+        columns = (jobs.c.id, jobs.c.product_id, jobs.c.stage, jobs.c.ended_at)
+        locked = select(*columns).where(jobs.c.id.in_(some)).order_by(jobs.c.id).with_for_update(read=True)
+        known |= {row.id: row for row in connection.execute(locked)}
+    products = {one.job_id: one.spec.product_id for one in new} | {row.id: row.product_id for row in known.values()}
     problems = tuple(
-        FieldProblem(path=f"deps.{index}", message="there is no such job", value=parent, expected="id of a job")
-        for index, parent in enumerate(deps)
-        if parent not in known
+        FieldProblem(path=path, message="there is no such job", value=parent, expected="id of a job")
+        for one in new
+        for path, parent in _unknown_parents(one, ids, products, several=len(new) > 1)
     )
     if problems:
-        unknown = ", ".join(str(problem.value) for problem in problems)
+        unknown = ", ".join(dict.fromkeys(str(problem.value) for problem in problems))
         raise InvalidInput(f"deps names unknown jobs: {unknown}", problems, hint="`gf jobs` lists the jobs")
     return known
 
 
-def _job_row(submission: Submission, now: datetime) -> dict[str, Any]:
-    spec = submission.spec
+def _parent_ids(submission: Submission, ids: Mapping[str, str]) -> Iterator[str]:
+    return (ids.get(dep.job_id, dep.job_id) for dep in submission.spec.deps)
+
+
+def _unknown_parents(
+    submission: Submission, ids: Mapping[str, str], products: Mapping[str, str], *, several: bool
+) -> Iterator[tuple[str, str]]:
+    """Yield place and id of each parent that is no job of the same product."""
+    of_job = f"{submission.name or submission.job_id}: " if several else ""
+    for index, parent in enumerate(_parent_ids(submission, ids)):
+        if products.get(parent) != submission.spec.product_id:
+            yield f"{of_job}deps.{index}", parent
+
+
+def _entry(submission: Submission, ids: Mapping[str, str], known: Mapping[str, AnyRow]) -> _Entry:
+    """Return a new job with what it waits for."""
+    named = {ids.get(dep.job_id, dep.job_id): dep for dep in submission.spec.deps}
+    deps = tuple(dep.model_copy(update={"job_id": parent}) for parent, dep in named.items())
+    awaited = tuple(_awaited(dep, known) for dep in deps)
+    parents = wait_state_of(awaited, "start")
+    held = None
+    if parents.outcome != "ready":
+        held = WAITING
+    elif any(_moved_since(submission, known[dep.job_id]) for dep in deps):
+        held = held_when_ready(0, submission.spec.repository.base_sha)
+    return _Entry(submission, deps, awaited, parents, held)
+
+
+def _awaited(dep: Dependency, known: Mapping[str, AnyRow]) -> Awaited:
+    stage = Stage(known[dep.job_id].stage) if dep.job_id in known else Stage.QUEUED
+    return Awaited(dep.job_id, stage, dep.until, edge_state(stage, dep.until) or "open")
+
+
+def _moved_since(submission: Submission, parent: AnyRow) -> bool:
+    """Return whether the job's base may lack what the parent shipped, because it was looked up before that."""
+    known_at = submission.base_known_at
+    return parent.ended_at is not None and (known_at is None or parent.ended_at > known_at)
+
+
+# --- new jobs -----------------------------------------------------------------------------------------------------
+
+
+def _write(connection: Connection, entries: Sequence[_Entry], now: datetime) -> None:
+    if not entries:
+        return
+    first_events = [_submitted_event(entry, now) for entry in entries]
+    connection.execute(insert(jobs), [_job_row(*pair, now) for pair in zip(entries, first_events, strict=True)])
+    connection.execute(insert(events), first_events)
+    waits = [row for entry in entries for row in _edge_rows(entry)]
+    if waits:
+        connection.execute(insert(edges), waits)
+    keys = [_key_row(entry.submission, now) for entry in entries if entry.submission.idempotency_key is not None]
+    if keys:
+        connection.execute(insert(idempotency_keys), keys)
+    _keep_profiles(connection, entries, now)
+    awake = [entry.submission for entry in entries if entry.held != WAITING]
+    enqueue_starts(connection, [Starting(one.job_id, one.spec.product_id, 1) for one in awake], now)
+
+
+def _job_row(entry: _Entry, event: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    submission, spec = entry.submission, entry.submission.spec.model_copy(update={"deps": entry.deps})
+    waits = entry.parents.outcome != "ready"
     return {
         "id": submission.job_id,
         "product_id": spec.product_id,
         "title": spec.title,
         "stage": str(Stage.QUEUED),
+        "held": entry.held,
         "priority": str(spec.priority),
         "spec": spec.model_dump(mode="json"),
         "documents": submission.documents,
-        "routing": ready_job(submission.job_id, submission.spec, now).model_dump_json(exclude_defaults=True),
+        "routing": ready_job(submission.job_id, spec, now).model_dump_json(exclude_defaults=True),
         "submitted_by": submission.submitted_by,
         "submitted_at": now,
         "updated_at": now,
         "queued_at": now,
-        "conditions": [],
+        "conditions": [blocked_by_parents(entry.parents).model_dump(mode="json")] if waits else [],
         "excluded_factories": [],
         "base_sha": spec.repository.base_sha,
         "commits": [],
+        "event_seq": 1,
+        "event_hash": event["hash"],
     }
 
 
-def _submitted_event(submission: Submission, now: datetime) -> dict[str, Any]:
-    spec = submission.spec
+def _edge_rows(entry: _Entry) -> Iterator[dict[str, Any]]:
+    common = {"child_id": entry.job_id, "product_id": entry.submission.spec.product_id, "gate": "start"}
+    for one in entry.awaited:
+        yield common | {"parent_id": one.job_id, "until": one.until, "state": one.state}
+
+
+def _submitted_event(entry: _Entry, now: datetime) -> dict[str, Any]:
+    submission, spec = entry.submission, entry.submission.spec
     by = f" by {submission.submitted_by}" if submission.submitted_by else ""
     event = {
         "job_id": submission.job_id,
@@ -218,38 +307,37 @@ def _submitted_event(submission: Submission, now: datetime) -> dict[str, Any]:
             "manifest_sha256": spec.manifest_sha256,
             "spec_sha256": digest(spec.model_dump(mode="json")),
             "idempotency_key": submission.idempotency_key,
-            "deps": [dep.job_id for dep in spec.deps],
+            "deps": [dep.job_id for dep in entry.deps[:MAX_SHOWN]],
         },
     }
     return event | {"prev_hash": GENESIS, "hash": event_hash(GENESIS, event)}
 
 
-def _keep_key(connection: Connection, submission: Submission, now: datetime) -> None:
-    if submission.idempotency_key is not None:
-        connection.execute(
-            insert(idempotency_keys),
-            {
-                "product_id": submission.spec.product_id,
-                "key": submission.idempotency_key,
-                "job_id": submission.job_id,
-                "sha256": digest(submission.canonical),
-                "canonical": submission.canonical,
-                "at": now,
-            },
-        )
+def _key_row(submission: Submission, now: datetime) -> dict[str, Any]:
+    return {
+        "product_id": submission.spec.product_id,
+        "key": submission.idempotency_key,
+        "job_id": submission.job_id,
+        "sha256": digest(submission.canonical),
+        "canonical": submission.canonical,
+        "at": now,
+    }
 
 
-def _keep_profile(connection: Connection, submission: Submission, now: datetime) -> None:
+def _keep_profiles(connection: Connection, entries: Sequence[_Entry], now: datetime) -> None:
     """Keep each version of a profile that a job ever used."""
-    profile = submission.spec.profile
-    if profile is not None:
+    used: dict[tuple[str, ProfileRef], Any] = {}
+    for one in (entry.submission for entry in entries):
+        if one.spec.profile is not None:
+            used[one.spec.product_id, one.spec.profile] = one.documents.get("profile") or {}
+    for (product_id, profile), document in used.items():
         insert_new(
             connection,
             profiles,
-            product_id=submission.spec.product_id,
+            product_id=product_id,
             name=profile.name,
             version=profile.version,
             sha256=profile.sha256,
-            document=submission.documents.get("profile") or {},
+            document=document,
             first_used_at=now,
         )

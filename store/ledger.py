@@ -24,8 +24,10 @@ from store import (
     attempts,
     attestations,
     audit,
+    edges,
     explaining,
     factories,
+    graph,
     intake,
     limits,
     mending,
@@ -59,6 +61,7 @@ from store.views import (
     AuditReport,
     BeatAnswer,
     ChainReport,
+    DagView,
     DrainOrder,
     EventView,
     FactoryRow,
@@ -137,14 +140,15 @@ class Ledger:
 
         Raises:
             IdempotencyConflict: a key is taken by other content; `differs` names the fields.
-            InvalidInput: an unknown parent, or a cycle, which is printed.
+            InvalidInput: an unknown parent, or a cycle, which is printed with the names of the submissions.
+            IllegalAction: a job is to be a child of one that has ended, or that is being shipped right now.
 
         """
         return await self._database.write(intake.submit, submissions, now)
 
-    async def job_of_key(self, product_id: str, key: str) -> str | None:
-        """Return the job that was submitted under an idempotency key."""
-        return await self._database.read(intake.job_of_key, product_id, key)
+    async def jobs_of_keys(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+        """Return the jobs that were submitted under (product, idempotency key) pairs, as far as there are any."""
+        return await self._database.read(intake.jobs_of_keys, keys)
 
     # --- admission (admission, dispatcher) ----------------------------------------------------------------------------
 
@@ -689,6 +693,47 @@ class Ledger:
     async def dependants(self, job_id: str) -> tuple[str, ...]:
         """Return the ids of the jobs that have this one among their parents."""
         return await self._database.read(parents.dependants, job_id)
+
+    # --- jobs that wait for other jobs (edges) ------------------------------------------------------------------------
+
+    async def begin_waiting(self, job_id: str, now: datetime) -> bool:
+        """Have the workflow started of a job that waits for its parents, because somebody acts on it.
+
+        Return False when it has one, or never will. Then deliver.
+
+        Raises:
+            NotFound: there is no such job.
+
+        """
+        return await self._database.write(edges.begin, job_id, now)
+
+    async def drop_edges(
+        self, job_id: str, dropped: Sequence[str], now: datetime, *, by: str = "", reason: str = ""
+    ) -> tuple[WaitState, WaitState]:
+        """Let the job wait no more for some of its parents and child jobs; return what it still waits for, of each.
+
+        All of them, or none. Then deliver.
+
+        Raises:
+            NotFound: there is no such job.
+            InvalidInput: it does not wait for one of them at all.
+            IllegalAction: it has ended, it has begun already, or one of them is done or was dropped before.
+
+        """
+        return await self._database.write(edges.drop, job_id, dropped, now, by=by, reason=reason)
+
+    async def graph(self, job_id: str) -> DagView:
+        """Return the jobs that are connected with one by waits, those nearest to it first.
+
+        Raises:
+            NotFound: there is no such job.
+
+        """
+        return await self._database.read(graph.around, job_id)
+
+    async def waiting_graph(self, products: Sequence[str] | None) -> DagView:
+        """Return all jobs that wait for others now, and those others; of some products, or of all (None)."""
+        return await self._database.read(graph.waiting, products)
 
     async def unfinished_jobs(
         self, updated_before: datetime, limit: int = 1000, *, after: UnfinishedJob | None = None

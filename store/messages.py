@@ -30,6 +30,12 @@ class Submission(Message):
     """What is kept beside the spec: `manifest` as written, `provenance` of each field, `profile`."""
     idempotency_key: str | None = None
     submitted_by: str = ""
+    name: str = ""
+    """What the submitter calls it (a file, a key), for messages about several jobs."""
+    base_known_at: datetime | None = None
+    """When its base was looked up: what parents shipped later is not in it. None: nobody knows."""
+    child_of: str | None = None
+    """The running job that it is a part of: that one does not ship before this one has."""
 
 
 class StartedInfo(Message):

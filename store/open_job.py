@@ -137,6 +137,16 @@ def open_jobs(connection: Connection, which: ColumnElement[bool], now: datetime)
     return tuple(OpenJob(connection, row, now) for row in rows.all())
 
 
+def last_event(connection: Connection, job_id: str, *types: str) -> AnyRow | None:
+    """Return type and data of the job's last event of one of some types."""
+    return connection.execute(
+        select(events.c.type, events.c.data)
+        .where(events.c.job_id == job_id, events.c.type.in_(types))
+        .order_by(events.c.seq.desc())
+        .limit(1)
+    ).one_or_none()
+
+
 def no_such_job(job_id: str) -> NotFound:
     """Return the error for an unknown job id."""
     return NotFound(f"there is no job {job_id}", hint="`gf jobs` lists the jobs", job_id=job_id)

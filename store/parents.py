@@ -6,12 +6,14 @@ nothing. `store.edges` starts it when its parents are done.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, Select, case, func, select
+from sqlalchemy import Connection, Select, case, exists, func, select
 
-from core.dag import Gate, outcome_of
+from core.dag import EdgeState, Gate, Until, outcome_of
+from core.job import Stage
 from store.database import AnyRow, batches
 from store.tables import edges, jobs
 from store.views import DependencyView, WaitState
@@ -26,6 +28,15 @@ MAX_SHOWN: Final = 100
 _UNDONE: Final = ("failed", "open")
 
 
+class Awaited(NamedTuple):
+    """A job that another one waits for, and what became of that."""
+
+    job_id: str
+    stage: Stage
+    until: Until
+    state: EdgeState
+
+
 class Waits(NamedTuple):
     """The jobs that one job waits for, those that hold it back first, and how many there are in all."""
 
@@ -33,6 +44,12 @@ class Waits(NamedTuple):
     deps_total: int = 0
     children: tuple[DependencyView, ...] = ()
     children_total: int = 0
+
+
+def has_parents(connection: Connection, job_id: str) -> bool:
+    """Return whether the job waits, or waited, for any other to start."""
+    named = exists().where(edges.c.child_id == job_id, edges.c.gate == "start")
+    return bool(connection.execute(select(named)).scalar_one())
 
 
 def wait_state(connection: Connection, job_id: str, gate: Gate = "start") -> WaitState:
@@ -46,7 +63,14 @@ def wait_states(connection: Connection, job_ids: Sequence[str], gate: Gate) -> d
     for some in batches(job_ids):
         for row in connection.execute(_undone(some, gate)):
             found[row.child_id].append(row)
-    return {job_id: _wait_state(rows, gate) for job_id, rows in found.items()}
+    return {job_id: _wait_state_of_rows(rows, gate) for job_id, rows in found.items()}
+
+
+def wait_state_of(awaited: Sequence[Awaited], gate: Gate) -> WaitState:
+    """Return whether a wait for these jobs is over, as `wait_state` would say it of their edges."""
+    ordered = sorted(awaited)
+    totals = Counter(one.state for one in ordered)
+    return _wait_state([one for one in ordered if one.state in _UNDONE], totals, gate)
 
 
 def _undone(job_ids: Sequence[str], gate: Gate) -> Select[tuple[object, ...]]:
@@ -72,29 +96,35 @@ def _undone(job_ids: Sequence[str], gate: Gate) -> Select[tuple[object, ...]]:
     )
 
 
-def _wait_state(rows: Sequence[AnyRow], gate: Gate) -> WaitState:
-    failed = [row for row in rows if row.state == "failed"]
-    open_ = [row for row in rows if row.state == "open"]
+def _wait_state_of_rows(rows: Sequence[AnyRow], gate: Gate) -> WaitState:
+    undone = [Awaited(row.parent_id, row.stage, row.until, row.state) for row in rows]
+    return _wait_state(undone, {row.state: row.total for row in rows}, gate)
+
+
+def _wait_state(undone: Sequence[Awaited], totals: Mapping[EdgeState, int], gate: Gate) -> WaitState:
+    """Return the answer for the first jobs that are not done, `totals` being how many there are of each state."""
+    failed = [one for one in undone if one.state == "failed"][:MAX_NAMED]
+    open_ = [one for one in undone if one.state == "open"][:MAX_NAMED]
     outcome = outcome_of(any_open=bool(open_), any_failed=bool(failed))
     if outcome == "failed":
-        told = _named([f"{row.parent_id} ({row.stage})" for row in failed], failed[0].total)
+        told = _named([f"{one.job_id} ({one.stage})" for one in failed], totals["failed"])
         whom = "parents ended without what it waits for" if gate == "start" else "child jobs ended without shipping"
         message = f"{whom}: {told}"
     elif outcome == "waiting":
-        told = _named([f"{row.parent_id} ({row.stage}{_until(row, gate)})" for row in open_], open_[0].total)
+        told = _named([f"{one.job_id} ({one.stage}{_until(one, gate)})" for one in open_], totals["open"])
         message = f"waits for its parents: {told}" if gate == "start" else f"waits for its child jobs: {told}"
     else:
         message = "all parents are done" if gate == "start" else "all child jobs are done"
     return WaitState(
         outcome=outcome,
         message=message,
-        waiting=tuple(row.parent_id for row in open_),
-        failed=tuple(row.parent_id for row in failed),
+        waiting=tuple(one.job_id for one in open_),
+        failed=tuple(one.job_id for one in failed),
     )
 
 
-def _until(row: AnyRow, gate: Gate) -> str:
-    return f", until {row.until}" if gate == "start" else ""
+def _until(one: Awaited, gate: Gate) -> str:
+    return f", until {one.until}" if gate == "start" else ""
 
 
 def _named(names: Sequence[str], total: int) -> str:

@@ -38,8 +38,9 @@ def record(connection: Connection, job_id: str, seq: int, change: Record, now: d
         return RecordAck(applied=False, freed=known.freed, children=_children_at_gate(job, change))
     ack = _apply(job, change)
     job.save()
-    if change.path:
-        ack = ack.model_copy(update={"told": settle(job) > 0, "children": _children_at_gate(job, change)})
+    ack = ack.model_copy(
+        update={"told": bool(change.path) and settle(job) > 0, "children": _children_at_gate(job, change)}
+    )
     key = {"job_id": job_id, "seq": seq, "product_id": job.product_id}
     connection.execute(insert(records), key | {"sha256": sha256, "freed": ack.freed, "at": now})
     return ack
@@ -147,8 +148,12 @@ def _arrive(job: OpenJob) -> None:
 
 
 def _children_at_gate(job: OpenJob, change: Record) -> Wait | None:
-    """Return what keeps a job from shipping that this record brings to its gate; None: no child job does."""
-    if not change.path or change.path[-1] not in (Stage.REVIEW, Stage.TESTING):
+    """Return what keeps a job from shipping that this record brings to its gate, or that it ships; None: no child job.
+
+    Who adds a child to the job writes to its row too, so that it is either seen here or refused there.
+    """
+    at_gate = bool(change.path) and change.path[-1] in (Stage.REVIEW, Stage.TESTING)
+    if not at_gate and not any(entry.type == "decision.ship" for entry in change.entries):
         return None
     children = wait_state(job.connection, job.id, "ship")
     return None if children.outcome == "ready" else Wait(outcome=children.outcome, message=children.message)

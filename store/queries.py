@@ -278,8 +278,6 @@ def start_payload(connection: Connection, job_id: str) -> StartPayload:
         epoch=before,
         parents=wait_state(connection, job_id),
         children=wait_state(connection, job_id, "ship"),
-        has_parents=bool(row.spec.get("deps")),
-        ready=row.held is None,
         priority=row.priority,
         submitted_at=row.submitted_at,
         note=row.note,

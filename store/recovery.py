@@ -17,13 +17,14 @@ from core.job_events import Standing
 from core.lifecycle import ENDED, TERMINAL
 from store.admission import end_run, held_lease, release_locks
 from store.audit import note
+from store.children import is_shipping
 from store.database import AnyRow
-from store.open_job import OpenJob, open_job
+from store.open_job import OpenJob, last_event, open_job
 from store.outbox import drop_signals, enqueue_start, start_pending
 from store.parents import WAITING
 from store.projection import begin_life
 from store.seats import end_lease
-from store.tables import events, jobs, leases, runs
+from store.tables import jobs, leases, runs
 from store.views import Restarted
 
 AT_GATE: Final = (Stage.REVIEW, Stage.TESTING)
@@ -70,7 +71,7 @@ def _conditions(job: OpenJob) -> list[dict[str, Any]]:
     What is looked up anew, such as parents, is left out by who queues the job.
     """
     known = list(job.row.conditions)
-    last = _last_event(job.connection, job.id, "job.granted", "decision.cancel", "decision.pause", "decision.resume")
+    last = last_event(job.connection, job.id, "job.granted", "decision.cancel", "decision.pause", "decision.resume")
     if last is None or last.type not in STOPS or any(condition["type"] == "paused" for condition in known):
         return known
     word = last.type.removeprefix("decision.")
@@ -147,32 +148,17 @@ def _candidate(connection: Connection, row: AnyRow) -> dict[str, Any]:
         "candidate_sha": row.candidate_sha,
         "base_sha": row.base_sha,
         "verify": (row.verdict or {}).get("verify", ""),
-        "shipping": _is_shipping(connection, row),
+        "shipping": is_shipping(connection, row.id, row.candidate_sha),
         "approved_by": row.approved_by,
     }
 
 
-def _is_shipping(connection: Connection, row: AnyRow) -> bool:
-    """Return whether the last word about the candidate was to ship it, and the ship has not ended since."""
-    last = _last_event(connection, row.id, "decision.ship", "gate.ship", "gate.verify")
-    return last is not None and last.type == "decision.ship" and last.data.get("sha") == row.candidate_sha
-
-
 def _counts(connection: Connection, job_id: str) -> dict[str, int]:
     """Return how often the job failed and was lost so far, as the workflow counted when it went on last."""
-    last = _last_event(connection, job_id, "job.requeued", "job.failed", "job.dead_letter")
+    last = last_event(connection, job_id, "job.requeued", "job.failed", "job.dead_letter")
     if last is None or last.type != "job.requeued":
         return {}
     return {name: int(last.data.get(name, 0)) for name in ("failures", "reclaims")}
-
-
-def _last_event(connection: Connection, job_id: str, *types: str) -> AnyRow | None:
-    return connection.execute(
-        select(events.c.type, events.c.data)
-        .where(events.c.job_id == job_id, events.c.type.in_(types))
-        .order_by(events.c.seq.desc())
-        .limit(1)
-    ).one_or_none()
 
 
 def _story(connection: Connection, job_id: str) -> tuple[str, ...]:

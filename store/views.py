@@ -10,7 +10,7 @@ from pydantic import Field, PlainSerializer
 
 from core.access import Access
 from core.attempt import Grant, Usage
-from core.dag import EdgeState, Until, Wait
+from core.dag import EdgeState, Gate, Until, Wait
 from core.factory_state import FactoryActivity
 from core.flakiness import FlakyEvidence
 from core.job import Condition, JobSpec, Message, Priority, Stage
@@ -220,6 +220,32 @@ class WaitState(Wait):
     failed: tuple[str, ...] = ()
 
 
+class DagJobView(Message):
+    """A job in a graph of what waits for what."""
+
+    id: str
+    title: str
+    stage: Stage
+
+
+class DagEdgeView(Message):
+    """One job waits for another at one of its gates."""
+
+    job_id: str
+    waits_for: str
+    gate: Gate
+    until: Until
+    state: EdgeState
+
+
+class DagView(Message):
+    """Jobs and what they wait for; `truncated`: there are more."""
+
+    jobs: tuple[DagJobView, ...] = ()
+    edges: tuple[DagEdgeView, ...] = ()
+    truncated: bool = False
+
+
 class OutboxRow(Message):
     """One message that is to leave the ledger."""
 
@@ -248,9 +274,6 @@ class StartPayload(Message):
     """Last epoch before `grant`."""
     parents: WaitState
     children: WaitState
-    has_parents: bool
-    ready: bool
-    """The job may have a seat already: nothing is to be found out about its parents."""
     priority: Priority
     submitted_at: datetime
     note: str = ""

@@ -4,10 +4,10 @@ Purpose: receives what happens to a job, asks `core.decision.decide` what to do,
 decision of its own. One workflow per life of a job, id `gf-job-<product>-<job>`.
 
 Messages in:
-  signals `granted`, `lease_lost`, `interrupt`, `parents_changed` come from the outbox; `ship`, `approve`, `reject`,
-  `requeue`, `cancel`, `pause`, `resume` from people (Temporal's Web UI, the `temporal` CLI). All signals go through
-  one dynamic handler that takes raw values: what cannot be understood is recorded as refused, never dropped and
-  never able to wedge the workflow.
+  signals `granted`, `lease_lost`, `interrupt`, `parents_changed`, `children_changed` come from the outbox; `ship`,
+  `approve`, `reject`, `requeue`, `cancel`, `pause`, `resume` from people (Temporal's Web UI, the `temporal` CLI). All
+  signals go through one dynamic handler that takes raw values: what cannot be understood is recorded as refused, never
+  dropped and never able to wedge the workflow.
   update `act` carries the same actions from the API; its validator refuses what is not legal, which leaves no trace
   in the history.
   query `state` answers with the whole `JobState`.
@@ -47,6 +47,7 @@ with workflow.unsafe.imports_passed_through():
         factory_queue,
         parse_answer,
     )
+    from core.dag import Wait
     from core.decision import decide, refusal
     from core.errors import IllegalAction
     from core.job import FailureKind, Message, Stage
@@ -55,6 +56,8 @@ with workflow.unsafe.imports_passed_through():
         Act,
         Build,
         Built,
+        ChildrenChanged,
+        ChildrenResolved,
         Command,
         Event,
         Finish,
@@ -69,6 +72,7 @@ with workflow.unsafe.imports_passed_through():
         ParentsResolved,
         Parked,
         Refused,
+        ResolveChildren,
         ResolveParents,
         Retract,
         Route,
@@ -86,6 +90,7 @@ with workflow.unsafe.imports_passed_through():
         RECORDS_PER_LIFE,
         ActReply,
         ActRequest,
+        ChildrenReply,
         HoldRequest,
         InterruptSignal,
         JobInput,
@@ -98,8 +103,10 @@ with workflow.unsafe.imports_passed_through():
         ReclaimReply,
         ReclaimRequest,
         RouteReply,
+        WriteReply,
         WriteRequest,
     )
+    from core.lifecycle import Record
 
 LEDGER_TIMEOUT = timedelta(seconds=10)
 """One ledger transaction; the database answers in milliseconds or is away."""
@@ -146,7 +153,7 @@ class JobWorkflow:
             epoch=arg.epoch,
             resume=Resume(note=arg.note, failure=arg.failure, session_id=arg.session_id, engine=arg.engine),
         )
-        self._inbox: deque[Event] = deque([Started(grant=arg.grant, standing=arg.standing)])
+        self._inbox: deque[Event] = deque([Started(grant=arg.grant, standing=arg.standing, children=arg.children)])
         self._writes = arg.life * RECORDS_PER_LIFE
         self._step: workflow.ActivityHandle[Any] | None = None
         self._stop_requested = False
@@ -218,6 +225,8 @@ class JobWorkflow:
             return Interrupt(epoch=interrupt.epoch, reason=interrupt.reason)
         if name == "parents_changed":
             return ParentsChanged()
+        if name == "children_changed":
+            return ChildrenChanged()
         if name not in ACTIONS:
             raise ValueError(f"unknown signal; known: {', '.join(ACTIONS)}")
         fields = {"sha": value} if isinstance(value, str) else value or {}
@@ -259,11 +268,20 @@ class JobWorkflow:
         self._state = decision.state
         if isinstance(event, ShipEnded):
             self._commits = event.result.commits
-        for command in decision.commands:
-            await self._perform(command)
+        await self._perform_all(decision.commands)
         self._show()
         if id(event) in self._replies:
             self._replies[id(event)] = ""
+
+    async def _perform_all(self, commands: Sequence[Command]) -> None:
+        """Perform commands in order; no ship begins when the ledger says of its record that child jobs forbid it."""
+        children: Wait | None = None
+        for command in commands:
+            if children is None or not isinstance(command, Ship):
+                children = await self._perform(command) or children
+        if children is not None:
+            held_ship = any(isinstance(command, Ship) for command in commands)
+            self._inbox.appendleft(ChildrenResolved(**dict(children), held_ship=held_ship))
 
     def _refused(self, event: Event, message: str) -> None:
         """An action was legal when it arrived and no longer is: tell who waits for it, or the job's log."""
@@ -285,21 +303,18 @@ class JobWorkflow:
             updates.append(GF_FACTORY.value_set(state.grant.factory))
         workflow.upsert_search_attributes(updates)
 
-    async def _perform(self, command: Command) -> None:
+    async def _perform(self, command: Command) -> Wait | None:
+        """Perform one command; return what child jobs keep the job from shipping, when its record has the answer."""
         match command:
             case Write(record=record):
-                self._writes += 1
-                job = self._input
-                await self._ledger(
-                    "write_record",
-                    WriteRequest(job_id=job.job_id, product_id=job.product_id, seq=self._writes, record=record),
-                    None,
-                    f"ledger: {' → '.join(record.path) or ', '.join(entry.type for entry in record.entries)}",
-                )
+                return await self._write(record)
             case Hold():
                 await self._ledger("hold", HoldRequest(job_id=self._input.job_id), None, "hold")
             case ResolveParents():
                 await self._resolve_parents()
+            case ResolveChildren():
+                reply = await self._ledger("resolve_children", self._ref(), ChildrenReply, "are the child jobs done?")
+                self._inbox.append(ChildrenResolved(**dict(reply)))
             case Route():
                 await self._route()
             case Retract():
@@ -310,6 +325,7 @@ class JobWorkflow:
                 self._finished = True
             case Build() | Judge() | Ship():
                 self._begin(command)
+        return None
 
     def _begin(self, command: Build | Judge | Ship) -> None:
         """Run a step beside the loop; it ends with an event in the inbox."""
@@ -345,6 +361,17 @@ class JobWorkflow:
             retry_policy=LEDGER_RETRY,
             summary=summary[:200],
         )
+
+    async def _write(self, record: Record) -> Wait | None:
+        self._writes += 1
+        job = self._input
+        reply: WriteReply | None = await self._ledger(
+            "write_record",
+            WriteRequest(job_id=job.job_id, product_id=job.product_id, seq=self._writes, record=record),
+            WriteReply,
+            f"ledger: {' → '.join(record.path) or ', '.join(entry.type for entry in record.entries)}",
+        )
+        return None if reply is None else reply.children  # histories of before have no answer
 
     async def _resolve_parents(self) -> None:
         reply = await workflow.execute_activity(

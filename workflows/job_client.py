@@ -22,6 +22,7 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from core.attempt import workflow_id
+from core.dag import Wait
 from core.errors import IllegalAction, NotFound, Unavailable
 from core.job import Stage
 from core.job_events import ACTIONS, Policy
@@ -29,6 +30,7 @@ from core.job_messages import CONTROL_QUEUE, LIFE_MEMO, ActReply, ActRequest, Jo
 from core.lifecycle import ENDED
 from core.settings import Settings
 from store.ledger import Ledger
+from store.parents import WAITING
 from store.views import JobView, OutboxRow, UnfinishedJob
 
 log = structlog.get_logger(__name__)
@@ -107,6 +109,7 @@ class JobClient:
             session_id=payload.session_id,
             engine=payload.engine,
             standing=payload.standing,
+            children=None if payload.children.outcome == "ready" else Wait(**dict(payload.children)),
         )
         attributes: list[SearchAttributePair[Any]] = [
             SearchAttributePair(GF_STAGE, (Stage.BUILDING if grant else Stage.QUEUED).value),
@@ -163,6 +166,8 @@ class JobClient:
             raise IllegalAction(f"unknown action {action!r}; known: {', '.join(ACTIONS)}", action=action)
         if job.stage in ENDED:
             return await self._act_on_ended(job, action, reason=reason, by=by)
+        if job.held == WAITING and await self._ledger.begin_waiting(job.id, _now()):
+            await self.deliver_due()
         request = ActRequest.model_validate({"action": action, "sha": sha, "by": by, "reason": reason})
         handle = self._client.get_workflow_handle(workflow_id(job.product_id, job.id))
         try:

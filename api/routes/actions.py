@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.auth import Caller, requires
-from api.backend import Parts
+from api.auth import Caller, OperatingCaller, requires
+from api.backend import Parts, utc_now
 from api.documents import ActionTaken
+from api.ids import PATTERN
 from api.routes.jobs import JobId
 from core.errors import Forbidden
 from core.roles import ACTION_PERMISSIONS, Permission
@@ -29,6 +30,28 @@ class ActionRequest(BaseModel):
     """The candidate that is meant; `ship` and `approve` need it, so that nobody ships what they have not seen."""
     reason: str = Field(default="", max_length=2000)
     """Kept in the job's events; reject and requeue hand it to the next attempt."""
+
+
+class UnblockRequest(BaseModel):
+    """Jobs that are not to be waited for any more."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    drop: list[Annotated[str, Field(pattern=PATTERN)]] = Field(min_length=1, max_length=1000)
+    """Ids of parents, or of child jobs, of the job: all of them, or none."""
+    reason: str = Field(default="", max_length=2000)
+    """Kept in the job's events."""
+
+
+@router.post("/{job_id}/unblock")
+async def unblock(parts: Parts, caller: OperatingCaller, job_id: JobId, request: UnblockRequest) -> ActionTaken:
+    """Let a job wait no more for some jobs; 409 `illegal_action` when it does not wait for one of them any more."""
+    await parts.ledger.drop_edges(job_id, request.drop, utc_now(), by=caller.name, reason=request.reason)
+    parts.wakeups.notify(job_id)
+    parts.dispatcher.wake()
+    job = await parts.ledger.job(job_id)
+    conditions = tuple(condition.message for condition in job.conditions)
+    return ActionTaken(id=job_id, action="unblock", stage=job.stage, conditions=conditions)
 
 
 @router.post("/{job_id}/actions")

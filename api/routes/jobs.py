@@ -15,6 +15,7 @@ from api.auth import Caller, ReadingCaller, requires
 from api.backend import Backend, Parts, utc_now
 from api.documents import (
     ArtifactList,
+    Dag,
     EventList,
     ExplanationDocument,
     JobDocument,
@@ -23,6 +24,7 @@ from api.documents import (
     PlaceDocument,
     SnapshotDocument,
     artifact_document,
+    dag_document,
     event_document,
     explanation_document,
     job_document,
@@ -70,11 +72,26 @@ async def list_jobs(
     return job_list(page)
 
 
+waits_router = APIRouter(prefix="/fleet", tags=["jobs"], dependencies=[Depends(requires(Permission.READ_JOBS))])
+
+
+@waits_router.get("/dag")
+async def list_waits(parts: Parts, caller: ReadingCaller) -> Dag:
+    """Return all jobs that wait for others now, and those others; of the products that the token reaches."""
+    return dag_document(await parts.ledger.waiting_graph(caller.access.products))
+
+
 @router.get("/{job_id}")
 async def get_job(parts: Parts, job_id: JobId) -> JobDocument:
     """Return everything about a job."""
     job = await parts.ledger.job(job_id)
     return job_document(job, temporal_ui=parts.temporal_ui(), namespace=parts.settings.temporal_namespace)
+
+
+@router.get("/{job_id}/dag")
+async def get_dag(parts: Parts, job_id: JobId) -> Dag:
+    """Return the jobs that are connected with a job by waits: parents, child jobs, and those that wait for it."""
+    return dag_document(await parts.ledger.graph(job_id))
 
 
 @router.get("/{job_id}/snapshot")

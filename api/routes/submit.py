@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Response
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from api import intake
-from api.auth import SubmittingCaller
+from api.auth import OperatingCaller, SubmittingCaller
 from api.backend import Backend, Parts, utc_now
 from api.documents import Document, SubmittedJob, SubmittedJobs
 from api.intake import MAX_JOBS, JobInput, Taken
 from api.preview import preview
+from api.routes.jobs import JobId
 from core.job import Repository, Stage
 from core.manifest import Notice
 from core.resolution import Provenance
@@ -68,8 +70,41 @@ async def submit_jobs(
     The header `Idempotency-Key` stands for the field `idempotency-key` of a single job: the same content under the same
     key is the same job (200), other content is refused with the names of the fields that differ (409).
     """
-    jobs = request.jobs if isinstance(request, Batch) else [request]
+    jobs = _jobs_of(request)
     taken = await intake.submit(parts, jobs, by=caller.name, access=caller.access, key=idempotency_key)
+    return await _answers(parts, taken, response)
+
+
+@router.post(
+    "/jobs/{job_id}/children",
+    status_code=201,
+    responses={200: {"model": SubmittedJobs, "description": "All known before."}},
+)
+async def submit_children(
+    *,
+    parts: Parts,
+    caller: OperatingCaller,
+    job_id: JobId,
+    request: SubmitRequest,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+) -> SubmittedJobs:
+    """Submit jobs that are a part of an unfinished job: it does not ship before all of them have.
+
+    409 `illegal_action` when it has ended, or is being shipped right now.
+    """
+    await parts.ledger.product_of(job_id)  # 404 before anything else
+    jobs = _jobs_of(request)
+    taken = await intake.submit(parts, jobs, by=caller.name, access=caller.access, key=idempotency_key, child_of=job_id)
+    parts.wakeups.notify(job_id)
+    return await _answers(parts, taken, response)
+
+
+def _jobs_of(request: Batch | JobInput) -> list[JobInput]:
+    return request.jobs if isinstance(request, Batch) else [request]
+
+
+async def _answers(parts: Backend, taken: Sequence[Taken], response: Response) -> SubmittedJobs:
     answers = [await _answer(parts, one) for one in taken]
     if not any(answer.created for answer in answers):
         response.status_code = 200

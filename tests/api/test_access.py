@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 
 from api import app as app_module
 from api.auth import PUBLIC_PATHS, permissions_of
-from api.guards import ARTIFACT_LIMIT, BODY_LIMIT, SPOOL_LIMIT, body_limit
+from api.guards import ARTIFACT_LIMIT, BODY_LIMIT, SPOOL_LIMIT, SUBMIT_LIMIT, body_limit
 from core.roles import ACTION_PERMISSIONS, ROLE_PERMISSIONS, Role
 from tests.api.conftest import Api, Manifest
 
@@ -194,7 +194,7 @@ async def test_request_id_is_given_back_or_made(api: Api) -> None:
 
 async def test_body_beyond_the_limit_is_refused(api: Api) -> None:
     """Both an announced and an unannounced body end in 413, with a problem document."""
-    body = b'{"jobs": "' + b"x" * (BODY_LIMIT * 5) + b'"}'
+    body = b'{"jobs": "' + b"x" * SUBMIT_LIMIT + b'"}'
 
     async def chunks() -> object:
         for start in range(0, len(body), 65536):
@@ -213,6 +213,6 @@ def test_limits_follow_what_a_path_carries() -> None:
     """Reports and files of attempts may be larger than other bodies."""
     assert body_limit("/fleet/attempts/j-1/2/report") == SPOOL_LIMIT
     assert body_limit("/fleet/attempts/j-1/2/artifacts") == ARTIFACT_LIMIT
-    assert body_limit("/fleet/jobs") == SPOOL_LIMIT
+    assert body_limit("/fleet/jobs") == body_limit("/fleet/jobs/j-1/children") == SUBMIT_LIMIT
     assert body_limit("/fleet/jobs/j-1/actions") == BODY_LIMIT
     assert body_limit("/fleet/jobs/report/artifacts") == BODY_LIMIT

@@ -18,6 +18,8 @@ from core.job_events import (
     Action,
     Build,
     Built,
+    ChildrenChanged,
+    ChildrenResolved,
     Command,
     Decision,
     Event,
@@ -34,6 +36,7 @@ from core.job_events import (
     Parked,
     Policy,
     Refused,
+    ResolveChildren,
     ResolveParents,
     Route,
     Ship,
@@ -283,6 +286,39 @@ def test_lost_lease_is_routed_again_at_once_and_bounded() -> None:
         state, _ = play(state, Granted(grant=grant(epoch + 1)))
     state, _ = play(state, LeaseLost(epoch=6))
     assert state.stage == Stage.DEAD_LETTER
+
+
+def test_child_jobs_hold_the_ship_gate_until_they_are_done() -> None:
+    """The gate is closed with the reason; their end opens it for the human, who then may ship."""
+    state, _ = play(fresh(), Started(grant=grant()), built(), judged())
+    held, commands = play(state, ChildrenResolved(outcome="waiting", message="waits for its child jobs: j-2 (queued)"))
+    assert [condition.reason for condition in held.conditions] == ["children"]
+    assert last_record(commands).conditions == held.conditions
+    assert "j-2" in (refusal(held, Act(action="ship", sha=CANDIDATE)) or "")
+    assert play(held, ChildrenChanged())[1] == [ResolveChildren()]
+    failed_child, _ = play(held, ChildrenResolved(outcome="failed", message="j-2 (failed)"))
+    assert [condition.reason for condition in failed_child.conditions] == ["child_failed"]
+    done, _ = play(failed_child, ChildrenResolved(outcome="ready"))
+    assert (done.conditions, done.step) == ((), "")
+    assert "ship" in legal_actions(done)
+
+
+def test_ship_that_child_jobs_hold_back_begins_when_they_are_done() -> None:
+    """A policy that ships by itself does so at the end of the last child, once."""
+    state, commands = play(fresh(review_policy="auto"), Started(grant=grant()), built(), judged())
+    assert isinstance(commands[-1], Ship)
+    held, _ = play(state, ChildrenResolved(outcome="waiting", message="j-2", held_ship=True))
+    assert (held.step, [condition.reason for condition in held.conditions]) == ("", ["children"])
+    shipping, commands = play(held, ChildrenResolved(outcome="ready"))
+    assert (shipping.step, shipping.conditions, isinstance(commands[-1], Ship)) == ("ship", (), True)
+    assert play(shipping, ChildrenResolved(outcome="waiting", message="late")) == (shipping, [])
+
+
+def test_child_jobs_are_not_looked_at_before_the_gate() -> None:
+    """While the job runs its children hold nothing back; the record that brings it to the gate has the answer."""
+    state, _ = play(fresh(), Started(grant=grant()))
+    assert play(state, ChildrenChanged()) == (state, [])
+    assert play(state, ChildrenResolved(outcome="waiting")) == (state, [])
 
 
 def test_interrupted_attempts_are_queued_again_and_count_nothing() -> None:

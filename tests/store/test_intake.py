@@ -4,10 +4,12 @@ import asyncio
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, event
 
 from core.errors import IdempotencyConflict, InvalidInput
 from core.job import Dependency, ProfileRef, Stage
-from store.intake import differing
+from store.database import open_database
+from store.intake import differing, submit
 from store.messages import Submission
 from tests.store.fleet import Fleet, make_spec
 
@@ -59,8 +61,8 @@ async def test_submit_of_same_key_and_content_returns_the_same_job(fleet: Fleet)
     assert [(s.job_id, s.created) for s in (*first, *again)] == [("j-1", True), ("j-1", False)]
     assert len((await fleet.ledger.jobs()).items) == 1
     assert len(await fleet.deliver()) == 1
-    assert await fleet.ledger.job_of_key("default", "k") == "j-1"
-    assert await fleet.ledger.job_of_key("default", "other") is None
+    keys = [("default", "k"), ("default", "other"), ("toys", "k")]
+    assert await fleet.ledger.jobs_of_keys(keys) == {("default", "k"): "j-1"}
 
 
 async def test_submit_of_same_key_and_other_content_names_the_fields(fleet: Fleet) -> None:
@@ -153,11 +155,14 @@ async def test_submit_with_parents_that_are_done_is_ready(fleet: Fleet) -> None:
     await fleet.factory()
     await fleet.building("parent")
     await fleet.submit("waits", deps=(Dependency(job_id="parent"),))
+    assert (await fleet.job("waits")).held == "parents"
     await fleet.ship("parent")
     await fleet.submit("starts", deps=(Dependency(job_id="parent"),))
 
-    assert (await fleet.job("waits")).held == "parents"
-    assert (await fleet.job("starts")).held is None
+    # each has a workflow, which looks up at first where the base is now that it has the parent's work
+    assert (await fleet.job("waits")).held == "workflow"
+    assert (await fleet.job("starts")).held == "workflow"
+    assert [row.job_id for row in await fleet.deliver() if row.kind == "start"] == ["parent", "waits", "starts"]
 
 
 async def test_submit_that_fails_half_way_leaves_nothing(fleet: Fleet) -> None:
@@ -168,7 +173,7 @@ async def test_submit_that_fails_half_way_leaves_nothing(fleet: Fleet) -> None:
         await fleet.ledger.submit_all([good, bad], fleet.now)
 
     assert (await fleet.ledger.jobs()).items == ()
-    assert await fleet.ledger.job_of_key("default", "k") is None
+    assert await fleet.ledger.jobs_of_keys([("default", "k")]) == {}
     assert await fleet.deliver() == []
 
 
@@ -204,3 +209,25 @@ async def test_submit_with_profile_shows_it(fleet: Fleet) -> None:
 def test_differing_names_the_innermost_paths(before: object, after: object, paths: tuple[str, ...]) -> None:
     """The path leads to the smallest part that differs; an absent member equals an empty one."""
     assert differing(before, after) == paths
+
+
+async def test_large_request_takes_as_many_statements_as_a_small_one(fleet: Fleet) -> None:
+    """Ten thousand jobs are one short conversation with the database, not ten thousand."""
+    database = open_database(fleet.url)
+    counts = {}
+    for width in (3, 60):
+        fan = [
+            submission(f"leaf-{width}-{n}", key=f"{width}-{n}", deps=(Dependency(job_id=f"root-{width}"),))
+            for n in range(width)
+        ]
+        join = submission(f"join-{width}", deps=tuple(Dependency(job_id=leaf.job_id) for leaf in fan))
+        statements: list[str] = []
+
+        def counted(connection: Connection, jobs: list[Submission], statements: list[str]) -> None:
+            event.listen(connection, "before_cursor_execute", lambda *call: statements.append(call[2]))
+            submit(connection, jobs, fleet.now)
+
+        await database.write(counted, [submission(f"root-{width}"), *fan, join], statements)
+        counts[width] = len([one for one in statements if "advisory" not in one])
+    await database.close()
+    assert counts[3] == counts[60] <= 12

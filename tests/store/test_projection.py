@@ -224,8 +224,8 @@ async def test_hold_survives_the_record_that_queues(floor: Fleet) -> None:
 # --- parents and children -----------------------------------------------------------------------------------------
 
 
-async def test_end_of_a_parent_signals_its_children_in_the_same_write(floor: Fleet) -> None:
-    """Whoever waits for a job hears when it ended, good or bad."""
+async def test_end_of_a_parent_starts_its_children_in_the_same_write(floor: Fleet) -> None:
+    """Jobs that wait are rows without a workflow; the write that ends their last parent orders their workflows."""
     await floor.submit("child-1", deps=(Dependency(job_id="j-1"),))
     await floor.submit("child-2", deps=(Dependency(job_id="j-1"),))
     await floor.submit("other")
@@ -235,9 +235,9 @@ async def test_end_of_a_parent_signals_its_children_in_the_same_write(floor: Fle
     await floor.ship("j-1")
 
     rows = await floor.deliver()
-    assert [(row.job_id, row.name, row.payload) for row in rows] == [
-        ("child-1", "parents_changed", {"parent": "j-1", "stage": "shipped"}),
-        ("child-2", "parents_changed", {"parent": "j-1", "stage": "shipped"}),
+    assert [(row.job_id, row.kind, row.payload) for row in rows] == [
+        ("child-1", "start", {"life": 1}),
+        ("child-2", "start", {"life": 1}),
     ]
     assert (await floor.ledger.parents_state("child-1")).outcome == "ready"
 
@@ -296,7 +296,9 @@ async def test_requeue_of_a_failed_job_begins_another_life(floor: Fleet, end: St
     (grant,) = await floor.ledger.dispatch(floor.now)
     assert (grant.epoch, grant.checkpoint_sha) == (2, CHECKPOINT)
     rows = await floor.deliver()
-    assert [(row.kind, row.job_id) for row in rows] == [("start", "j-1"), ("signal", "child")]
+    assert [(row.kind, row.job_id) for row in rows] == [("start", "j-1")]
+    child = await floor.job("child")  # has no workflow to tell: its row says that it waits again
+    assert (child.held, [condition.reason for condition in child.conditions]) == ("parents", ["parents"])
     payload = await floor.ledger.start_payload("j-1")
     assert (payload.life, payload.epoch, payload.grant, payload.note) == (2, 1, grant, "try again")
     assert (payload.failure, payload.session_id, payload.engine) == ("crash: boom", "s-9", "shell")

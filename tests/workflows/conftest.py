@@ -18,10 +18,12 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 
 from core.attempt import Grant, workflow_id
-from core.job import JobSpec, Repository
+from core.dag import Wait
+from core.job import JobSpec, Repository, Stage
 from core.job_messages import (
     CONTROL_QUEUE,
     IO_QUEUE,
+    ChildrenReply,
     HoldRequest,
     JobInput,
     JobRef,
@@ -31,6 +33,7 @@ from core.job_messages import (
     ReclaimReply,
     ReclaimRequest,
     RouteReply,
+    WriteReply,
     WriteRequest,
 )
 from core.lifecycle import Record
@@ -53,15 +56,26 @@ class Scripted:
     holds: int = 0
     routes: deque[Grant | None] = field(default_factory=deque)
     parents: deque[ParentsReply] = field(default_factory=deque)
+    children: deque[Wait | None] = field(default_factory=deque)
+    """Answers to the records that bring the job to its gate or ship it."""
+    resolved: deque[Wait] = field(default_factory=deque)
     accepted: ReclaimReply = field(default_factory=ReclaimReply)
     reclaims: list[ReclaimRequest] = field(default_factory=list)
     place: str = ""
 
     @activity.defn(name="write_record")
-    async def write_record(self, request: WriteRequest) -> None:
+    async def write_record(self, request: WriteRequest) -> WriteReply:
         """Remember the record; the same number twice is the same record."""
         if request.seq not in {known.seq for known in self.records}:
             self.records.append(request)
+        asked = request.record.path[-1:] or [entry.type for entry in request.record.entries]
+        at_gate = set(asked) & {Stage.REVIEW, Stage.TESTING, "decision.ship"}
+        return WriteReply(children=self.children.popleft() if at_gate and self.children else None)
+
+    @activity.defn(name="resolve_children")
+    async def resolve_children(self, request: JobRef) -> ChildrenReply:
+        """Answer as scripted, then `ready`."""
+        return ChildrenReply(**dict(self.resolved.popleft() if self.resolved else Wait(outcome="ready")))
 
     @activity.defn(name="hold")
     async def hold(self, request: HoldRequest) -> None:
@@ -220,6 +234,7 @@ async def open_floor(client: Client) -> AsyncIterator[Floor]:
     control = Scripted()
     local: list[Callable[..., Any]] = [
         control.write_record,
+        control.resolve_children,
         control.hold,
         control.resolve_parents,
         control.reclaim,

@@ -14,6 +14,7 @@ from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
 from core.attempt import BuildResult
+from core.dag import Wait
 from core.job import RetrySpec
 from core.job_events import JobState
 from core.job_messages import ParentsReply, ReclaimReply
@@ -378,3 +379,48 @@ async def test_pause_and_resume_while_building(floor: Floor) -> None:
     await ship(handle)
     await handle.result()
     await keep_history(handle, "pause-resume")
+
+
+HELD = Wait(outcome="waiting", message="waits for its child jobs: j-2 (queued)")
+
+
+async def until_gate(handle: WorkflowHandle[Any, Any], *, held: bool) -> JobState:
+    """Wait until the job's gate is held, or free."""
+    async with asyncio.timeout(20):
+        while True:
+            state = await until(handle, "testing")
+            if bool(state.conditions) == held:
+                return state
+            await asyncio.sleep(0.02)
+
+
+async def test_child_jobs_hold_the_gate_and_their_end_opens_it(floor: Floor) -> None:
+    """The record that brings the job to its gate tells of its child jobs; a signal makes the workflow look again."""
+    await floor.factory()
+    floor.control.children.append(HELD)
+    handle = await floor.start(grant=floor.grant())
+    await until_gate(handle, held=True)
+    with pytest.raises(WorkflowUpdateFailedError) as caught:
+        await ship(handle)
+    assert "(children): waits for its child jobs: j-2" in refusal_of(caught.value)
+    await handle.signal("children_changed", {"outcome": "ready"})
+    await until_gate(handle, held=False)
+    await ship(handle)
+    assert (await handle.result())["stage"] == "shipped"
+    await keep_history(handle, "child-jobs-hold-the-gate")
+
+
+async def test_child_job_that_comes_with_the_word_to_ship_is_waited_for(floor: Floor) -> None:
+    """Whichever the ledger has first counts: the ship does not begin, and is allowed again when the child is done."""
+    await floor.factory()
+    floor.control.children.extend([None, HELD])
+    handle = await floor.start(grant=floor.grant())
+    await until(handle, "testing")
+    await ship(handle)
+    state = await until_gate(handle, held=True)
+    assert (state.step, state.conditions[0].reason) == ("", "children")
+    await handle.signal("children_changed", {"outcome": "ready"})
+    await until_gate(handle, held=False)
+    await ship(handle)
+    assert (await handle.result())["stage"] == "shipped"
+    await keep_history(handle, "child-job-with-the-word-to-ship")
