@@ -188,9 +188,10 @@ class Attempt:
         self.stop("halted")
 
     @property
-    def _work(self) -> tuple[str, str, str]:
-        """Return what a halt may cover: product, factory, engine."""
-        return self._spec.product_id, self._context.name, self._request.grant.engine
+    def _work(self) -> tuple[str, str, str, int]:
+        """Return what a halt may cover: product, factory, engine, and since which kill epoch."""
+        grant = self._request.grant
+        return self._spec.product_id, self._context.name, grant.engine, grant.kill_epoch
 
     # --- before the engine --------------------------------------------------------------------------------------------
 

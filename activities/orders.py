@@ -40,22 +40,25 @@ class Orders:
             self._tell()
         return news
 
-    def stopping(self, product_id: str, factory: str, engine: str = "") -> Halt | None:
-        """Return the halt for which such work has to stop; None when it may go on."""
+    def stopping(self, product_id: str, factory: str, engine: str = "", kill_epoch: int = 0) -> Halt | None:
+        """Return the halt for which such work has to stop; None when it may go on.
+
+        A halt up to `kill_epoch` was released before the work was granted, and only not heard of here.
+        """
         if self.sentinel:
             return Halt(scope="factory", name=factory, origin="sentinel", reason=f"the file {self.sentinel} is there")
-        halts = (halt for halt in self._switch.halts if halt.stop_running)
+        halts = (halt for halt in self._switch.halts if halt.stop_running and halt.epoch > kill_epoch)
         return covering(halts, product_id=product_id, factory=factory, engine=engine)
 
-    async def stopped(self, product_id: str, factory: str, engine: str = "") -> Halt:
+    async def stopped(self, product_id: str, factory: str, engine: str = "", kill_epoch: int = 0) -> Halt:
         """Wait until such work has to stop; return the halt."""
-        while (halt := self.stopping(product_id, factory, engine)) is None:
+        while (halt := self.stopping(product_id, factory, engine, kill_epoch)) is None:
             await self._news()
         return halt
 
-    async def free(self, product_id: str, factory: str, engine: str = "") -> None:
+    async def free(self, product_id: str, factory: str) -> None:
         """Wait until such work may go on."""
-        while self.stopping(product_id, factory, engine) is not None:
+        while self.stopping(product_id, factory) is not None:
             await self._news()
 
     async def _news(self) -> None:

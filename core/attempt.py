@@ -47,6 +47,8 @@ class Grant(Message):
     host: str = ""
     lease_ttl_s: float = 30.0
     beat_s: float = 5.0
+    kill_epoch: int = 0
+    """Kill epoch at which it was granted: no halt up to there covers it, so an agent that hears late is not misled."""
     granted_at: datetime
     reason: str = ""
     """One line for people: why this factory and engine."""

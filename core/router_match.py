@@ -19,7 +19,7 @@ from core.router_snapshot import FactoryView
 
 _STATE_REASONS = {
     "offline": (RejectionCode.OFFLINE, "start its agent, or wait until it is back"),
-    "draining": (RejectionCode.DRAINING, "it takes jobs again when it starts anew, or after `gf undrain`"),
+    "draining": (RejectionCode.DRAINING, "until it starts anew, or `gf undrain`"),
     "quarantined": (RejectionCode.QUARANTINED, "an operator can release it: `gf release`"),
     "halted": (RejectionCode.HALTED, "`gf halts` says who did it and why; `gf unhalt` ends it"),
 }

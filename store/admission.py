@@ -63,17 +63,19 @@ def admit(
     opened = _open_ready(connection, [plan.job_id for plan in planned], now)
     claim = any(job.locks or job.claim for job in snapshot.jobs if job.job_id in opened)
     claims = Claims(read_locks(connection) if claim else ())
-    halts, room = switch.in_force(connection), limits.Room(connection, limits.planned(snapshot))
+    state, room = switch.state(connection), limits.Room(connection, limits.planned(snapshot))
     granted: list[Grant] = []
     for plan in planned:
         job = opened.get(plan.job_id)
         if job is None or claims.blocks(ready[job.id]) or not room.has(job.product_id, plan.engine):
             continue
-        if covering(halts, product_id=job.product_id, factory=plan.factory, engine=plan.engine):
+        if covering(state.halts, product_id=job.product_id, factory=plan.factory, engine=plan.engine):
             continue
         try:
             with connection.begin_nested():
-                granted.append(_admit_one(job, plan, ready[job.id], explanations[job.id], terms))
+                granted.append(
+                    _admit_one(job, plan, ready[job.id], explanations[job.id], terms, kill_epoch=state.epoch)
+                )
         except _LostRace:
             continue
         claims.take(ready[job.id])
@@ -89,7 +91,9 @@ def _open_ready(connection: Connection, job_ids: Sequence[str], now: datetime) -
     return {job.id: job for job in open_jobs(connection, still_ready, now)}
 
 
-def _admit_one(job: OpenJob, plan: PlannedGrant, ready: ReadyJob, explanation: Explanation, terms: LeaseTerms) -> Grant:
+def _admit_one(
+    job: OpenJob, plan: PlannedGrant, ready: ReadyJob, explanation: Explanation, terms: LeaseTerms, *, kill_epoch: int
+) -> Grant:
     host = take_seat(job.connection, plan.factory, plan.engine)
     if host is None:
         raise _LostRace
@@ -102,6 +106,7 @@ def _admit_one(job: OpenJob, plan: PlannedGrant, ready: ReadyJob, explanation: E
         host=host,
         lease_ttl_s=terms.ttl_s,
         beat_s=terms.beat_s,
+        kill_epoch=kill_epoch,
         granted_at=job.now,
         reason=plan.reason,
         base_sha=job.row.base_sha,

@@ -151,7 +151,7 @@ async def test_drain_ends_the_attempt_with_a_checkpoint(bench: Bench, remote: Ch
     assert remote.git("show", f"{built.checkpoint_sha}:new.txt") == "half"
 
 
-HALT = Halt(scope="engine", name="shell", stop_running=True, actor="ada", reason="bad prompt")
+HALT = Halt(scope="engine", name="shell", stop_running=True, actor="ada", reason="bad prompt", epoch=1)
 
 
 @pytest.mark.req("F9")
@@ -187,6 +187,13 @@ async def test_only_a_halt_that_covers_the_attempt_stops_it(bench: Bench) -> Non
     assert not task.done()
     orders.hear(SwitchState(epoch=3, halts=(HALT,)), hand_over=False)
     assert (await asyncio.wait_for(task, 10)).failure == FailureKind.INTERRUPTED
+
+
+async def test_grant_from_after_a_halt_is_not_stopped_by_it(bench: Bench) -> None:
+    """The release was only not heard of yet; whoever granted knew better."""
+    bench.context.orders.hear(SwitchState(epoch=4, halts=(HALT.model_copy(update={"epoch": 4}),)), hand_over=False)
+    assert (await bench.build(bench.spec("true"), kill_epoch=5)).outcome == "succeeded"
+    assert (await bench.build(bench.spec("true"), 2, kill_epoch=3)).failure == FailureKind.INTERRUPTED
 
 
 async def test_attempt_does_not_begin_while_it_is_halted(bench: Bench, tmp_path: Path) -> None:

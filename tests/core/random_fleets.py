@@ -75,7 +75,7 @@ def any_factory(dice: Dice, name: str) -> FactoryView:
     return FactoryView(
         name=name,
         host=dice.choice(HOSTS),
-        state=dice.mostly("online", "offline", "draining", "quarantined", percent=80),
+        state=dice.mostly("online", "offline", "draining", "quarantined", "halted", percent=80),
         capabilities=dice.mostly(COMPLETE, (), dice.some((*FACTS, *CLAIMS), 6), percent=65),
         unattested=dice.some(CLAIMS, 2),
         stations=tuple(any_station(dice, engine) for engine in dice.sample(ENGINES, stations)),
@@ -414,6 +414,7 @@ def mend(factory: FactoryView, step: Step) -> FactoryView:
     members: dict[str, dict[str, object]] = {
         "bring_online": {"state": "online"},
         "end_drain": {"state": "online"},
+        "end_halt": {"state": "online"},
         "lift_quarantine": {"state": "online"},
         "free_disk": {"free_disk_gb": Decimal(100)},
         "free_memory": {"free_memory_gb": Decimal(100)},

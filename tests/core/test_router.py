@@ -276,7 +276,7 @@ def test_render_waiting_job_names_everything_in_one_order() -> None:
         "  blocked by lock shop held by j-3",
         "  ash: ✗ station_full: shell: 2 of 2 seats taken, needs a free seat",
         "  ash: ✗ engine_unusable: shell: shell does not work, needs a working shell; install a shell",
-        "  elm: ✗ draining: draining, needs an online factory; it takes jobs again when it starts anew, or after `gf undrain`",
+        "  elm: ✗ draining: draining, needs an online factory; until it starts anew, or `gf undrain`",
         "  elm: ✗ capability: node=18.0, needs node>=20",
         "  fir: ✓ shell: score 160 = engine 60 + health 40 + load 30 + cost 20 + fit 10",
         "  smallest change: wait for lock shop held by j-3",

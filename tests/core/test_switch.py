@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.switch import Halt, HaltScope, SwitchState, covering
+from core.router import plan
+from core.switch import Halt, HaltScope, SwitchState, covering, without_halted
+from tests.core.random_fleets import ENGINES, PRODUCTS, Dice, any_fleet
+from tests.core.random_fleets import NAMES as NAMES_OF_FACTORIES
 
 NAMES = st.sampled_from(["shop", "otter", "codex", ""])
 SUBJECTS: dict[str, HaltScope] = {"shop": "product", "otter": "factory", "codex": "engine"}
@@ -60,3 +63,15 @@ def test_halt_reads_as_a_phrase() -> None:
     """Who halted what, and why, as far as it is known."""
     assert str(Halt(actor="ada", reason="bad prompt")) == "the fleet was halted by ada: bad prompt"
     assert str(Halt(scope="engine", name="codex")) == "engine codex was halted"
+
+
+@given(st.integers(0, 10**6), st.sets(st.sampled_from(["fleet", *SUBJECTS.values()])))
+def test_plan_without_halted_work_grants_only_what_no_halt_covers(seed: int, scopes: set[HaltScope]) -> None:
+    """Whatever the fleet: the plan that admission gets to see has nothing in it that admission would refuse."""
+    snapshot, dice = any_fleet(seed), Dice(seed)
+    names: dict[HaltScope, tuple[str, ...]] = {"product": PRODUCTS, "factory": NAMES_OF_FACTORIES, "engine": ENGINES}
+    halts = [Halt(scope=scope, name=dice.choice(names.get(scope, ("",)))) for scope in sorted(scopes)]
+    products = {job.job_id: job.product_id for job in snapshot.jobs}
+    for grant in plan(without_halted(snapshot, halts)).grants:
+        at = {"factory": grant.factory, "engine": grant.engine}
+        assert covering(halts, product_id=products[grant.job_id], **at) is None

@@ -30,8 +30,9 @@ async def test_nothing_halted_is_granted_until_it_is_released(fleet: Fleet, scop
     await pull(fleet, scope, name)
 
     assert await fleet.ledger.dispatch(fleet.now) == ()
-    await fleet.ledger.release_switch(scope, name, ADA, fleet.now)
-    assert [grant.job_id for grant in await fleet.ledger.dispatch(fleet.now)] == ["j-1"]
+    released = await fleet.ledger.release_switch(scope, name, ADA, fleet.now)
+    (grant,) = await fleet.ledger.dispatch(fleet.now)
+    assert (grant.job_id, grant.kill_epoch) == ("j-1", released.epoch)
 
 
 async def test_halted_work_does_not_stand_in_the_way_of_other_work(fleet: Fleet) -> None:
