@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Connection, and_, delete, insert, select, update
 
 from core.errors import Conflict, NotFound
+from core.router_policy import Limits
 from core.trust import count_claims
 from store import attestations, audit, switch, tokens
 from store.database import AnyRow, insert_new
@@ -30,12 +31,12 @@ def register(
     now: datetime,
     *,
     fresh: timedelta,
-    sensitive: tuple[str, ...],
+    rules: FactoryRules,
     token_id: str | None,
 ) -> FactoryRow:
     """Take a factory in, or take its new agent for the old one.
 
-    `fresh` is how long after its last beat an agent still counts as living; `sensitive` as for `all_factories`. The
+    `fresh` is how long after its last beat an agent still counts as living. The
     token `token_id`, if named, must open now, so that a factory that is being retired cannot come back.
 
     Raises:
@@ -56,7 +57,7 @@ def register(
             update(factories).where(factories.c.name == offer.name).values(**values, state=state, registered_at=now)
         )
     _replace_stations(connection, offer)
-    return factory(connection, offer.name, sensitive)
+    return factory(connection, offer.name, rules)
 
 
 def _values(offer: Registration, now: datetime) -> dict[str, Any]:
@@ -279,20 +280,29 @@ def attempts_on(connection: Connection, name: str) -> tuple[tuple[str, int], ...
     return tuple((row.job_id, row.epoch) for row in connection.execute(held.order_by(leases.c.job_id)))
 
 
-def all_factories(connection: Connection, sensitive: tuple[str, ...]) -> tuple[FactoryRow, ...]:
-    """Return every factory that ever registered, by name; `sensitive` capabilities count only when attested."""
+class FactoryRules(NamedTuple):
+    """What settings say about all factories."""
+
+    sensitive: tuple[str, ...]
+    """Capabilities that count only when attested."""
+    limits: Limits
+    """Below how much free disk and memory a factory takes no job."""
+
+
+def all_factories(connection: Connection, rules: FactoryRules) -> tuple[FactoryRow, ...]:
+    """Return every factory that ever registered, by name."""
     rows = connection.execute(select(factories).order_by(factories.c.name)).all()
     by_factory: dict[str, list[StationRow]] = {}
     for row in connection.execute(select(stations).order_by(stations.c.factory, stations.c.engine)):
         by_factory.setdefault(row.factory, []).append(StationRow.model_validate(row._asdict()))
-    attested, activities = attestations.attested_by_factory(connection), Activities(connection)
+    attested, activities = attestations.attested_by_factory(connection), Activities(connection, rules.limits)
     return tuple(
-        _factory_row(row, by_factory.get(row.name, ()), attested.get(row.name, ()), sensitive, activities)
+        _factory_row(row, by_factory.get(row.name, ()), attested.get(row.name, ()), rules.sensitive, activities)
         for row in rows
     )
 
 
-def factory(connection: Connection, name: str, sensitive: tuple[str, ...]) -> FactoryRow:
+def factory(connection: Connection, name: str, rules: FactoryRules) -> FactoryRow:
     """Return one factory.
 
     Raises:
@@ -308,8 +318,8 @@ def factory(connection: Connection, name: str, sensitive: tuple[str, ...]) -> Fa
         row,
         [StationRow.model_validate(station._asdict()) for station in at],
         attested,
-        sensitive,
-        Activities(connection),
+        rules.sensitive,
+        Activities(connection, rules.limits),
     )
 
 

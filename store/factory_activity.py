@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Final
 
 from sqlalchemy import Connection, and_, func, select
 
@@ -16,14 +15,13 @@ from store.database import AnyRow
 from store.tables import leases, runs
 from store.views import DrainOrder, Quarantine, StationRow
 
-FLOORS: Final = Limits()
-"""Where the floors of disk and memory lie."""
-
 
 class Activities:
     """What the factories do, as one transaction sees it."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, limits: Limits) -> None:
+        """`limits` say below how much free disk and memory a factory takes no job."""
+        self._limits = limits
         self._halts = switch.in_force(connection)
         counted = (
             select(leases.c.factory, func.count().label("held"), func.count(runs.c.started_at).label("started"))
@@ -36,13 +34,13 @@ class Activities:
     def of(self, row: AnyRow, stations: Sequence[StationRow]) -> FactoryActivity:
         """Return what the factory of a row does."""
         held, started = self._seats.get(row.name, (0, 0))
-        obstacles = tuple(_obstacles(row, stations, self._halts))
+        obstacles = tuple(_obstacles(row, stations, self._halts, self._limits))
         return doing(
             FactoryFacts(online=row.state != "offline", granted=held - started, started=started, obstacles=obstacles)
         )
 
 
-def _obstacles(row: AnyRow, stations: Sequence[StationRow], halts: Sequence[Halt]) -> list[str]:
+def _obstacles(row: AnyRow, stations: Sequence[StationRow], halts: Sequence[Halt], limits: Limits) -> list[str]:
     """Return everything that keeps a factory from taking any further job."""
     found = [str(halt) for halt in halts if halt.scope == "fleet" or (halt.scope, halt.name) == ("factory", row.name)]
     if row.quarantine is not None:
@@ -51,7 +49,7 @@ def _obstacles(row: AnyRow, stations: Sequence[StationRow], halts: Sequence[Halt
         found.append(_drained(DrainOrder.model_validate(row.drain)))
     elif row.state == "draining":
         found.append("its agent is leaving")
-    found += _shortages(row.status)
+    found += _shortages(row.status, limits)
     if not row.seats:
         found.append("it has no seats")
     elif not any(station.usable and station.seats for station in stations):
@@ -64,8 +62,8 @@ def _drained(order: DrainOrder) -> str:
     return f"drained{by}: {order.reason}" if order.reason else f"drained{by}"
 
 
-def _shortages(status: Mapping[str, object]) -> list[str]:
-    floors = {"disk": FLOORS.disk_floor_gb, "memory": FLOORS.memory_floor_gb}
+def _shortages(status: Mapping[str, object], limits: Limits) -> list[str]:
+    floors = {"disk": limits.disk_floor_gb, "memory": limits.memory_floor_gb}
     return [
         f"{free} GB of {kind} free, below the floor of {floor} GB"
         for kind, floor in floors.items()

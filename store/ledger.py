@@ -97,8 +97,8 @@ class Ledger:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
-        self._sensitive = settings.sensitive_capabilities
-        self._fleet = FleetReader(self._sensitive, settings.routing)
+        self._rules = factories.FactoryRules(settings.sensitive_capabilities, settings.routing.limits)
+        self._fleet = FleetReader(self._rules.sensitive, settings.routing)
         self._default_limits = limits.of_settings(settings.routing)
         self._silent_after = timedelta(seconds=BEATS_UNTIL_SILENT * settings.factory_beat_s)
         self._outbox_retry_s = settings.outbox_retry_s
@@ -350,7 +350,7 @@ class Ledger:
             registration,
             now,
             fresh=self._silent_after,
-            sensitive=self._sensitive,
+            rules=self._rules,
             token_id=token_id,
         )
 
@@ -408,7 +408,7 @@ class Ledger:
 
     async def factories(self) -> tuple[FactoryRow, ...]:
         """Return all factories, by name."""
-        return await self._database.read(factories.all_factories, self._sensitive)
+        return await self._database.read(factories.all_factories, self._rules)
 
     async def factory(self, name: str) -> FactoryRow:
         """Return one factory.
@@ -417,7 +417,7 @@ class Ledger:
             NotFound: there is no such factory.
 
         """
-        return await self._database.read(factories.factory, name, self._sensitive)
+        return await self._database.read(factories.factory, name, self._rules)
 
     async def recount_seats(self, now: datetime) -> tuple[SeatCorrection, ...]:
         """Set the counts of taken seats to what the leases say; return what was wrong. Then dispatch.
