@@ -17,7 +17,7 @@ from api.auth import Authentication, open_routes
 from api.backend import Backend
 from api.documents import Problem
 from api.guards import LOOPBACK_NAMES, BodyLimit, HostCheck, RequestScope
-from api.routes import actions, attempts, enrolment, factories, jobs, recovery, submit, system, tokens
+from api.routes import actions, attempts, enrolment, factories, jobs, link, recovery, submit, system, tokens
 from core.errors import GigafactoryError
 from core.version import VERSION
 
@@ -30,6 +30,7 @@ ROUTERS: Final = (
     jobs.router,
     factories.router,
     attempts.router,
+    link.router,
     enrolment.router,
     tokens.router,
     recovery.router,

@@ -154,6 +154,7 @@ leases = Table(
     Column("accepted_result", Json),
     Column("accepted_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
+    Column("stop_requested_at", UtcDateTime),  # an operator cancelled the job; see store.stops
     _text("reason"),
     _run(),
     CheckConstraint("state IN ('living', 'accepted', 'lost', 'ended')", name="state"),

@@ -30,6 +30,7 @@ from temporalio.worker import Worker
 from activities.engine_run import EngineActivities
 from activities.factory import FactoryContext, FactoryPaths, Rescue
 from activities.judge import JudgeActivities
+from activities.running import RunningAttempts
 from activities.ship import ShipActivities
 from activities.supervision import ApiAddress, Supervisors
 from activities.workspace import Workspaces
@@ -47,6 +48,7 @@ from store.token_files import factory_token_file, write_token
 from workers import processes
 from workers.api_client import FactoryApi
 from workers.gateway_client import connect_factory, follow_token
+from workers.link import FactoryLink
 from workers.probes import MachineReport, Prober, describe_tools, free_disk_gb, load_per_core
 from workers.process_table import become_subreaper, birth_of, boot_id, is_alive
 from workers.spool import Spool
@@ -97,6 +99,19 @@ class Agent:
         self.supervisors = Supervisors(ROOT / "workers" / "supervisor.py")
         self.workspaces = Workspaces(self.paths.mirrors)
         self.draining = asyncio.Event()
+        self._news = asyncio.Event()
+        self.attempts = RunningAttempts()
+        self.link = FactoryLink(
+            url,
+            self.name,
+            self.instance,
+            credentials=self.api.fresh_credentials,
+            running=self.attempts.all,
+            stop=self.attempts.stop,
+            look=self._news.set,
+        )
+        self.attempts.changed = self.link.running_changed
+        self.api.link = self.link
         self.record = self.paths.root / "state.json"
         self.replaces = ""
         """`instance` of the agent that the fleet knew before us, when that one is proven dead."""
@@ -114,7 +129,12 @@ class Agent:
             async with _Running(self._workers(client, machine)) as running:
                 log.info("factory.ready", name=self.name, pid=os.getpid())
                 announce_ready()
-                chores = (self._beat(machine), self._keep_house(), follow_token(client, self.token_file))
+                chores = (
+                    self.link.run(),
+                    self._beat(machine),
+                    self._keep_house(),
+                    follow_token(client, self.token_file),
+                )
                 background = [asyncio.create_task(chore) for chore in chores]
                 if not await running.until(self.stop):
                     self.exit_code = EXIT_BROKEN
@@ -264,6 +284,7 @@ class Agent:
             api=ApiAddress(self.api.url, str(self.token_file)),
             engine_versions={probe.engine: probe.version for probe in machine.engines},
             draining=self.draining,
+            running=self.attempts,
         )
 
     def _workers(self, client: Client, machine: MachineReport) -> list[Worker]:
@@ -294,7 +315,9 @@ class Agent:
     async def _beat(self, machine: MachineReport) -> None:
         """Tell the API that we live, until told otherwise."""
         while True:
-            await asyncio.sleep(self.settings.factory_beat_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), self.settings.factory_beat_s)
+            self._news.clear()
             body = {
                 "instance": self.instance,
                 "load": load_per_core(),

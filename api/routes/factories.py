@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Path
 from pydantic import Field, field_validator
 
 from api.auth import Caller, FactoryCaller, FleetCaller, requires
-from api.backend import Parts, utc_now
+from api.backend import Backend, Parts, utc_now
 from api.documents import Document, FactoryDocument, FactoryList, factory_document
 from core.errors import Conflict, Forbidden, NotFound
 from core.roles import Permission
@@ -172,6 +172,11 @@ async def register_factory(parts: Parts, caller: FactoryCaller, report: FactoryR
 @router.post("/{factory}/heartbeat", dependencies=AS_FACTORY)
 async def beat(parts: Parts, factory: Name, heartbeat: Heartbeat) -> Registered:
     """Note that an agent lives; 404: report for work again, 409: another agent has the name now."""
+    return await take_beat(parts, factory, heartbeat)
+
+
+async def take_beat(parts: Backend, factory: str, heartbeat: Heartbeat) -> Registered:
+    """Note that an agent lives, as it says by a request or over its link."""
     status = FactoryStatus(
         load=heartbeat.load, free_disk_gb=heartbeat.free_disk_gb, warm_repositories=heartbeat.warm_repositories
     )
