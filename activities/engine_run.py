@@ -59,12 +59,13 @@ class EngineActivities:
     async def run_engine(self, request: BuildRequest) -> BuildResult:
         """Run one attempt; a cancel, whichever way it comes, ends the engine at once and keeps its work."""
         attempt = Attempt(self._context, request)
-        running = asyncio.create_task(attempt.run())
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            attempt.stop(_reason_of(activity.cancellation_details()))
-            return await running
+        with self._context.running.present(request.job_id, request.epoch, attempt):
+            running = asyncio.create_task(attempt.run())
+            try:
+                return await asyncio.shield(running)
+            except asyncio.CancelledError:
+                attempt.stop(_reason_of(activity.cancellation_details()))
+                return await running
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from activities.orders import Orders
+from activities.running import RunningAttempts
 from activities.supervision import ApiAddress, Supervisors
 from activities.workspace import Workspaces
 from core.attempt import BuildResult
@@ -132,6 +133,7 @@ class FactoryContext:
     """Knows the credentials that are present; streams get a `Redactor.sharing` of it."""
     api: ApiAddress | None = None
     engine_versions: Mapping[str, str] = field(default_factory=dict)
+    running: RunningAttempts = field(default_factory=RunningAttempts)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the agent was told to go: running attempts end with a checkpoint."""
     orders: Orders = field(default_factory=Orders)

@@ -20,6 +20,7 @@ import uvicorn
 from api.app import create_app
 from api.backend import Backend
 from api.background import Dispatcher, TemporalLink
+from api.guards import SPOOL_LIMIT
 from api.shelf import ProfileShelf
 from core.errors import GigafactoryError
 from core.settings import Settings
@@ -32,6 +33,7 @@ from store.token_files import ensure_person_token
 log = structlog.get_logger(__name__)
 
 GRACE_S = 5
+PING_S = 10
 """Longest time that SIGTERM gives to requests that are being answered."""
 COULD_NOT_START = 3
 
@@ -58,6 +60,9 @@ async def serve(settings: Settings) -> int:
             lifespan="off",
             timeout_graceful_shutdown=GRACE_S,
             timeout_keep_alive=75,
+            ws_max_size=SPOOL_LIMIT,
+            ws_ping_interval=PING_S,
+            ws_ping_timeout=PING_S,
         )
         server = Server(config)
 
@@ -92,11 +97,13 @@ async def running_backend(settings: Settings) -> AsyncIterator[Backend]:
             ("connect", temporal.run()),
             ("dispatch", dispatcher.dispatch_forever()),
             ("deliver", dispatcher.deliver_forever()),
+            ("links", backend.links.run()),
         )
     ]
     try:
         yield backend
     finally:
+        await backend.links.close()
         for task in loops:
             task.cancel()
         await asyncio.gather(*loops, return_exceptions=True)

@@ -17,7 +17,7 @@ from api.auth import Authentication, open_routes
 from api.backend import Backend
 from api.documents import Problem
 from api.guards import LOOPBACK_NAMES, BodyLimit, HostCheck, RequestScope
-from api.routes import actions, attempts, enrolment, factories, jobs, recovery, submit, switch, system, tokens
+from api.routes import actions, attempts, enrolment, factories, jobs, link, recovery, submit, switch, system, tokens
 from core.errors import GigafactoryError
 from core.version import VERSION
 
@@ -32,6 +32,7 @@ ROUTERS: Final = (
     factories.router,
     switch.router,
     attempts.router,
+    link.router,
     enrolment.router,
     tokens.router,
     recovery.router,

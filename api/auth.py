@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Final
 
-from fastapi import Depends, Security
+from fastapi import Depends, Security, WebSocket, WebSocketException
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, APIWebSocketRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -168,11 +168,38 @@ async def _check_factory(names: dict[str, str], caller: Caller, backend: Backend
     if names.get("factory", own) != own:
         raise Forbidden(f"this token is for factory {own} and no other")
     if "job_id" in names and names.get("epoch", "").isdecimal():
-        holder = await backend.owners.factory_of(names["job_id"], int(names["epoch"]))
-        if holder not in (None, own):  # an epoch that nobody was granted is stale, which the ledger says
-            raise Forbidden(
-                f"epoch {names['epoch']} of job {names['job_id']} was granted to another factory than {own}"
-            )
+        await check_attempt(backend, caller, names["job_id"], int(names["epoch"]))
+
+
+async def check_attempt(backend: Backend, caller: Caller, job_id: str, epoch: int) -> None:
+    """Refuse a factory an attempt that is not its own; whoever is none may write for any.
+
+    Raises:
+        Forbidden: the epoch was granted to another factory.
+
+    """
+    own = caller.access.factory
+    if Role.FACTORY not in caller.access.roles:
+        return
+    holder = await backend.owners.factory_of(job_id, epoch)
+    if holder not in (None, own):  # an epoch that nobody was granted is stale, which the ledger says
+        raise Forbidden(f"epoch {epoch} of job {job_id} was granted to another factory than {own}")
+
+
+class SocketRequirement(Requirement):
+    """The same for a WebSocket, which is closed before it opens when its caller may not use it."""
+
+    async def __call__(self, socket: WebSocket) -> Caller:  # type: ignore[override]
+        """Let the caller of `socket` through, and give it to the route."""
+        try:
+            return await self.admit(socket)
+        except GigafactoryError as error:
+            raise WebSocketException(POLICY_VIOLATION, error.message[:100]) from error
+
+
+def requires_of_socket(*permissions: Permission) -> SocketRequirement:
+    """Return what `requires` does, for a WebSocket."""
+    return SocketRequirement(*permissions)
 
 
 @lru_cache(maxsize=64)

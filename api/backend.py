@@ -15,6 +15,7 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from api.ids import JobIds
+from api.link import Links
 from api.owners import Owners
 from api.shelf import ProfileShelf
 from api.sse import Wakeups
@@ -75,6 +76,11 @@ class Backend:
     def owners(self) -> Owners:
         """Return who knows whose a record is."""
         return Owners(self.ledger)
+
+    @cached_property
+    def links(self) -> Links:
+        """Return the links of the factories' agents to this process."""
+        return Links(self.ledger)
 
     @property
     def artifacts_dir(self) -> Path:

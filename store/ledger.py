@@ -39,6 +39,7 @@ from store import (
     queries,
     recovery,
     seats,
+    stops,
     switch,
     tokens,
 )
@@ -54,6 +55,7 @@ from store.messages import (
     Registration,
     Submission,
 )
+from store.stops import LinkNews
 from store.views import (
     ArtifactView,
     AttemptView,
@@ -363,6 +365,14 @@ class Ledger:
 
         """
         return await self._database.write(factories.heartbeat, name, instance, status, now)
+
+    async def request_stop(self, job_id: str, now: datetime) -> int:
+        """Note that the attempt that the job has running is to stop; return its epoch, 0 when none runs."""
+        return await self._database.write(stops.request_stop, job_id, now)
+
+    async def link_news(self, running: Sequence[tuple[str, int]]) -> LinkNews:
+        """Return what the agents that run these attempts (job, epoch) have to hear."""
+        return await self._database.read(stops.link_news, running)
 
     async def factory_state(self, name: str, state: Literal["draining", "offline"]) -> None:
         """Note what the factory's agent says of itself: `draining` before it leaves, `offline` when it has left.

@@ -33,7 +33,7 @@ def pull(connection: Connection, halt: Halt, now: datetime) -> Pulled:
     serialise(connection, "admission")
     before = _in_force(connection, halt.scope, halt.name, halt.origin)
     stop_running = halt.stop_running or bool(before is not None and before.stop_running)
-    epoch = _epoch(connection) + 1
+    epoch = kill_epoch(connection) + 1
     if before is not None:
         _end(connection, before.epoch, epoch, halt.actor, now)
     pulled = halt.model_copy(update={"epoch": epoch, "stop_running": stop_running, "at": now})
@@ -91,7 +91,7 @@ def release(connection: Connection, scope: HaltScope, name: str, actor: str, now
 
 def _release(connection: Connection, row: AnyRow, actor: str, now: datetime) -> None:
     halt = _halt(row)
-    epoch = _epoch(connection) + 1
+    epoch = kill_epoch(connection) + 1
     _end(connection, row.epoch, epoch, actor, now)
     audit.note(
         connection,
@@ -165,7 +165,7 @@ def over_job(connection: Connection, product_id: str) -> Halt | None:
 
 def state(connection: Connection) -> SwitchState:
     """Return how the switch stands."""
-    return SwitchState(epoch=_epoch(connection), halts=in_force(connection))
+    return SwitchState(epoch=kill_epoch(connection), halts=in_force(connection))
 
 
 def history(connection: Connection) -> tuple[HaltRow, ...]:
@@ -174,7 +174,7 @@ def history(connection: Connection) -> tuple[HaltRow, ...]:
     return tuple(HaltRow.model_validate(row._asdict()) for row in rows)
 
 
-def _epoch(connection: Connection) -> int:
+def kill_epoch(connection: Connection) -> int:
     """Return the kill epoch: the newest pull or release."""
     pulled = connection.execute(select(func.max(halts.c.epoch))).scalar_one()
     released = connection.execute(select(func.max(halts.c.released_epoch))).scalar_one()

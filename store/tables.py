@@ -153,6 +153,7 @@ leases = Table(
     _text("accepted_sha"),
     Column("accepted_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
+    Column("stop_requested_at", UtcDateTime),  # an operator cancelled the job; see store.stops
     _text("reason"),
     _run(),
     CheckConstraint("state IN ('living', 'accepted', 'lost', 'ended')", name="state"),

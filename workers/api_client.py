@@ -27,6 +27,7 @@ from core.errors import (
 )
 from core.job import Message
 from core.switch import SwitchState
+from workers.link import FactoryLink, LinkDown
 
 TIMEOUT_S: Final = 10.0
 UPLOAD_TIMEOUT_S: Final = 60.0
@@ -67,20 +68,23 @@ class FactoryApi:
             trust_env=not self.url.startswith(("http://127.0.0.1", "http://localhost", "http://[::1]")),
         )
         self._token = ""
+        self.link: FactoryLink | None = None
+        """The quicker way, when the agent keeps one."""
 
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
     async def report(self, job_id: str, epoch: int, body: Mapping[str, Any]) -> None:
-        """Tell what an attempt did since its last report.
+        """Tell what an attempt did since its last report, over the link when it is there.
 
         Raises:
             StaleEpoch: the attempt's lease is gone; nothing of the report was taken.
             Unavailable: the API is away.
 
         """
-        await self._post(f"/fleet/attempts/{job_id}/{epoch}/report", json=body)
+        if await self._linked("report", body, job_id=job_id, epoch=epoch) is None:
+            await self._post(f"/fleet/attempts/{job_id}/{epoch}/report", json=body)
 
     async def upload(
         self,
@@ -119,7 +123,10 @@ class FactoryApi:
             Conflict: another agent has its name now.
 
         """
-        return BeatOrders.model_validate(await self._post(f"/fleet/factories/{name}/heartbeat", json=body))
+        answer = await self._linked("beat", body)
+        if answer is None:
+            answer = await self._post(f"/fleet/factories/{name}/heartbeat", json=body)
+        return BeatOrders.model_validate(answer)
 
     async def state(self, name: str) -> str:
         """Return the state that the factory has.
@@ -146,6 +153,25 @@ class FactoryApi:
         """Return a new token in the place of the one that we show, which stays good for a while."""
         return str((await self._post("/fleet/tokens/self/rotate", json={}))["secret"])
 
+    async def _linked(
+        self, name: Literal["report", "beat"], body: Mapping[str, Any], **attempt: Any
+    ) -> dict[str, Any] | None:
+        """Make a call over the link and return its answer; None when it has to be made over HTTP.
+
+        A call whose answer was lost is made again: all that go over the link may come twice.
+        """
+        if self.link is None or not self.link.up:
+            return None
+        try:
+            answer = await self.link.call(name, body, **attempt)
+        except LinkDown:
+            return None
+        if answer.status < 400:
+            return answer.body
+        if answer.status == 401:
+            return None
+        raise error_from(answer.status, answer.body)
+
     async def _post(self, path: str, *, headers: Mapping[str, str] | None = None, **body: Any) -> dict[str, Any]:
         return await self._call("POST", path, headers=headers, **body)
 
@@ -165,6 +191,16 @@ class FactoryApi:
             return answer
         raise error_of(response)
 
+    def fresh_credentials(self) -> dict[str, str]:
+        """Return the header that shows the token that is in our file now.
+
+        Raises:
+            Unavailable: there is none yet.
+
+        """
+        self._token = ""
+        return self._credentials()
+
     def _credentials(self) -> dict[str, str]:
         if not self._token:
             try:
@@ -180,11 +216,14 @@ def error_of(response: httpx.Response) -> GigafactoryError:
         problem = dict(response.json())
     except (ValueError, TypeError):
         problem = {}
-    message = str(problem.get("detail") or f"the API answered {response.status_code}")
+    return error_from(response.status_code, problem)
+
+
+def error_from(status: int, problem: Mapping[str, Any]) -> GigafactoryError:
+    """Return the error that a status with its problem document stands for."""
+    message = str(problem.get("detail") or f"the API answered {status}")
     code = str(problem.get("code", ""))
-    if response.status_code >= 500 or response.status_code == httpx.codes.TOO_MANY_REQUESTS:
+    if status >= 500 or status == httpx.codes.TOO_MANY_REQUESTS:
         return Unavailable(message)
-    known = _BY_CODE.get(code) or {401: Unauthenticated, 403: Forbidden, 404: NotFound, 409: Conflict}.get(
-        response.status_code
-    )
-    return known(message) if known else InvalidInput(f"the API refused the call ({response.status_code}): {message}")
+    known = _BY_CODE.get(code) or {401: Unauthenticated, 403: Forbidden, 404: NotFound, 409: Conflict}.get(status)
+    return known(message) if known else InvalidInput(f"the API refused the call ({status}): {message}")

@@ -31,6 +31,7 @@ from activities.engine_run import EngineActivities
 from activities.factory import FactoryContext, FactoryPaths, Rescue
 from activities.judge import JudgeActivities
 from activities.orders import Orders
+from activities.running import RunningAttempts
 from activities.ship import ShipActivities
 from activities.supervision import ApiAddress, Supervisors
 from activities.workspace import Workspaces
@@ -49,6 +50,7 @@ from store.token_files import factory_token_file, write_token
 from workers import processes
 from workers.api_client import FactoryApi
 from workers.gateway_client import connect_factory, follow_token
+from workers.link import FactoryLink
 from workers.probes import MachineReport, Prober, describe_tools, free_disk_gb, free_memory_gb, load_per_core
 from workers.process_table import become_subreaper, birth_of, boot_id, is_alive
 from workers.spool import Spool
@@ -104,6 +106,18 @@ class Agent:
         self.orders = Orders()
         self.orders.see(self._sentinel())
         self._news = asyncio.Event()
+        self.attempts = RunningAttempts()
+        self.link = FactoryLink(
+            url,
+            self.name,
+            self.instance,
+            credentials=self.api.fresh_credentials,
+            running=self.attempts.all,
+            stop=self.attempts.stop,
+            look=self._news.set,
+        )
+        self.attempts.changed = self.link.running_changed
+        self.api.link = self.link
         self.record = self.paths.root / "state.json"
         self.replaces = ""
         """`instance` of the agent that the fleet knew before us, when that one is proven dead."""
@@ -125,6 +139,7 @@ class Agent:
                 log.info("factory.ready", name=self.name, pid=os.getpid())
                 announce_ready()
                 chores = (
+                    self.link.run(),
                     self._beat(machine),
                     self._keep_house(),
                     self._watch_sentinel(),
@@ -286,6 +301,7 @@ class Agent:
             engine_versions={probe.engine: probe.version for probe in machine.engines},
             draining=self.draining,
             orders=self.orders,
+            running=self.attempts,
         )
 
     def _workers(self, client: Client, machine: MachineReport) -> list[Worker]:

@@ -62,6 +62,8 @@ async def act(parts: Parts, caller: ActingCaller, job_id: JobId, request: Action
         raise Forbidden(f"{caller.name} may act on jobs, but to {request.action} needs the permission {needed}")
     job = await parts.ledger.job(job_id)
     reply = await parts.temporal.jobs.act(job, request.action, sha=request.sha, reason=request.reason, by=caller.name)
+    if request.action == "cancel" and await parts.ledger.request_stop(job_id, utc_now()):
+        parts.links.wake()  # the workflow has the activity cancelled; this is quicker
     parts.wakeups.notify(job_id)
     parts.dispatcher.wake()
     return ActionTaken(id=job_id, action=request.action, stage=reply.stage, conditions=reply.conditions)

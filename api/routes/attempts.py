@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, Base64Bytes, Field
 
 from api.artifacts import Draft, check_hash, checked_path, find_artifact, receive
 from api.auth import requires
-from api.backend import Parts, utc_now
+from api.backend import Backend, Parts, utc_now
 from api.documents import ArtifactDocument, Document, artifact_document
 from api.routes.jobs import JobId
 from core.attempt import BuildResult, DeathCertificate
@@ -156,6 +156,12 @@ class Accepted(Document):
 @router.post("/{job_id}/{epoch}/report")
 async def report_attempt(parts: Parts, job_id: JobId, epoch: Epoch, report: Report) -> Accepted:
     """Take in what an attempt tells. Sending the same report again changes nothing."""
+    await take_report(parts, job_id, epoch, report)
+    return Accepted()
+
+
+async def take_report(parts: Backend, job_id: str, epoch: int, report: Report) -> None:
+    """Take in what an attempt tells, by a request or over its factory's link."""
     folder = parts.artifacts_dir / job_id / str(epoch)
     files = tuple(file.entry(folder, number) for number, file in enumerate(report.files))
     drafts: list[Draft] = []
@@ -169,7 +175,6 @@ async def report_attempt(parts: Parts, job_id: JobId, epoch: Epoch, report: Repo
         for draft in drafts:
             draft.discard()
     parts.wakeups.notify(job_id)
-    return Accepted()
 
 
 def _told(report: Report, files: tuple[ArtifactFile, ...]) -> AttemptReport:

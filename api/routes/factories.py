@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Path
 from pydantic import Field, field_validator
 
 from api.auth import Caller, FactoryCaller, FleetCaller, requires
-from api.backend import Parts, utc_now
+from api.backend import Backend, Parts, utc_now
 from api.documents import Document, FactoryDocument, FactoryList, factory_document
 from core.errors import Conflict, Forbidden, NotFound
 from core.roles import Permission
@@ -201,6 +201,11 @@ async def register_factory(parts: Parts, caller: FactoryCaller, report: FactoryR
 @router.post("/{factory}/heartbeat", dependencies=AS_FACTORY)
 async def beat(parts: Parts, factory: Name, heartbeat: Heartbeat) -> FactoryOrders:
     """Note that an agent lives; 404: report for work again, 409: another agent has the name now."""
+    return await take_beat(parts, factory, heartbeat)
+
+
+async def take_beat(parts: Backend, factory: str, heartbeat: Heartbeat) -> FactoryOrders:
+    """Note that an agent lives, as it says by a request or over its link."""
     status = FactoryStatus.model_validate(heartbeat.model_dump(exclude={"instance", "busy"}))
     answer = await parts.ledger.factory_heartbeat(factory, heartbeat.instance, status, now=utc_now())
     if answer.returned:
@@ -219,7 +224,9 @@ async def drain_factory(parts: Parts, caller: EndingCaller, factory: Name, drain
     now, wait_s = utc_now(), draining.hand_over_s
     due = None if wait_s is None else now + timedelta(seconds=wait_s)
     order = DrainOrder(by=caller.name, reason=draining.reason, at=now, hand_over_at=due)
-    return Registered(name=factory, state=await parts.ledger.drain_factory(factory, order, now))
+    state = await parts.ledger.drain_factory(factory, order, now)
+    await parts.links.look(factory)
+    return Registered(name=factory, state=state)
 
 
 @router.post("/{factory}/undrain")
@@ -227,6 +234,7 @@ async def undrain_factory(parts: Parts, caller: FleetCaller, factory: Name) -> R
     """Let a factory that an operator drained take jobs again."""
     state = await parts.ledger.undrain_factory(factory, caller.name, utc_now())
     parts.dispatcher.wake()
+    await parts.links.look(factory)
     return Registered(name=factory, state=state)
 
 

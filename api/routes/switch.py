@@ -85,6 +85,7 @@ async def halt(parts: Parts, caller: FleetCaller, request: HaltRequest) -> Pulle
     """
     pulled = await parts.ledger.pull_switch(Halt(actor=caller.name, **request.model_dump()), utc_now())
     parts.dispatcher.wake()
+    parts.links.wake()
     return pulled
 
 
@@ -93,6 +94,7 @@ async def release_halt(parts: Parts, caller: FleetCaller, request: HaltSubject) 
     """Release what an operator halted; 404 when nothing is halted there, or a sentinel file on a machine does it."""
     state = await parts.ledger.release_switch(request.scope, request.name, caller.name, utc_now())
     parts.dispatcher.wake()
+    parts.links.wake()
     return state
 
 
