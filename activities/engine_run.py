@@ -25,7 +25,7 @@ from activities.fence import job_ref, opened, wip_ref
 from activities.heartbeat import keep_beating
 from activities.output import LAST_WORDS_S, EngineOutput
 from activities.supervision import GitPlan, RunExit, RunSpec, SupervisedRun, SupervisorDied
-from activities.workspace import Worktree, clear, remove, store
+from activities.workspace import Worktree, clear, store
 from core.attempt import BuildRequest, BuildResult
 from core.errors import GigafactoryError, StaleEpoch, WorkspaceError
 from core.job import FailureKind, RepositoryKind
@@ -137,7 +137,7 @@ class Attempt:
         result = await self._finish(engine, place, outcome, ended)
         await self._hand_in(result)
         if place.worktree is not None and result.outcome == "succeeded" and not ended.quarantined:
-            await asyncio.to_thread(remove, place.worktree)
+            await self._context.workspaces.remove(place.worktree)
         return result
 
     # --- stopping -----------------------------------------------------------------------------------------------------

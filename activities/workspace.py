@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
+import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -44,7 +45,7 @@ class Workspaces:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks: defaultdict[Path, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._identities: dict[str, git.Identity] = {}
 
     def path(self, url: str) -> Path:
@@ -59,7 +60,7 @@ class Workspaces:
     async def mirror(self, url: str, sha: str) -> Path:
         """Return the mirror of `url`, made when it is missing; `sha` tells which hash function the repository uses."""
         path = self.path(url)
-        async with self._locks[url]:
+        async with self._locks[path]:
             if not _is_file(path / "gigafactory-url"):
                 await self._make(path, url, git.object_format_of(sha))
         return path
@@ -87,7 +88,7 @@ class Workspaces:
         except WorkspaceError:
             if await git.has_commit(mirror, sha):
                 raise
-        async with self._locks[url]:
+        async with self._locks[mirror]:
             await fetch_commit(mirror, url, sha, ref)
         return await use(mirror)
 
@@ -95,7 +96,7 @@ class Workspaces:
         """Make a worktree at `path` with HEAD at `sha`; its files are those of `tree` where one is given."""
 
         async def add(mirror: Path) -> Worktree:
-            async with self._locks[url]:
+            async with self._locks[mirror]:
                 await git.add_worktree(mirror, path, sha, checkout=not tree)
             return Worktree(mirror, path, git.worktree_admin(path))
 
@@ -111,7 +112,14 @@ class Workspaces:
         try:
             yield worktree
         finally:
-            await asyncio.shield(asyncio.to_thread(remove, worktree))
+            await asyncio.shield(self.remove(worktree))
+
+    async def remove(self, worktree: Worktree) -> None:
+        """Remove a worktree the way `git worktree remove --force` does, without asking git."""
+        async with self._locks[worktree.mirror]:  # `git worktree add` fails when one of those it lists goes away
+            gone = take_off(worktree)
+        await asyncio.to_thread(clear, gone)
+        await asyncio.to_thread(clear, worktree.path)
 
     async def identity(self, url: str) -> git.Identity:
         """Return who commits to `url` are from."""
@@ -143,13 +151,12 @@ def store(mirror: Path, objects: Objects) -> str:
     return objects[-1][0]
 
 
-def remove(worktree: Worktree) -> None:
-    """Remove a worktree the way `git worktree remove --force` does, without asking git."""
+def take_off(worktree: Worktree) -> Path:
+    """Take a worktree off its mirror's list, at once; return what is left of its entry."""
+    gone = worktree.mirror / f"removed-{uuid.uuid4().hex}"
     with suppress(FileNotFoundError):
-        gone = worktree.mirror / f"removed-{worktree.admin.name}-{worktree.admin.stat().st_ino}"
-        worktree.admin.rename(gone)  # at once: others list the worktrees meanwhile
-        clear(gone)
-    clear(worktree.path)
+        worktree.admin.rename(gone)
+    return gone
 
 
 def clear(path: Path) -> None:

@@ -483,7 +483,14 @@ async def main(arguments: Sequence[str] | None = None) -> int:
         return await agent.run()
 
 
+def watch_children_by_pidfd() -> None:
+    """Have asyncio wait for child processes by pidfd, as it does from Python 3.12 on, instead of a thread for each."""
+    if sys.version_info < (3, 12) and hasattr(os, "pidfd_open"):
+        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+
+
 if __name__ == "__main__":
+    watch_children_by_pidfd()
     code = asyncio.run(main())
     sys.stdout.flush()
     sys.stderr.flush()

@@ -222,6 +222,35 @@ async def test_mirror_is_made_once_for_many(tmp_path: Path, remote: Checkout) ->
     assert workspaces.warm() == (url,)
 
 
+async def test_worktree_stays_listed_while_another_one_is_made(
+    tmp_path: Path, remote: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`git worktree add` reads the entries of all others, and fails when one of them goes away meanwhile."""
+    sha = remote.git("rev-parse", "main")
+    workspaces = Workspaces(tmp_path / "mirrors")
+    url, ref = str(remote.path), "refs/heads/main"
+    first = await workspaces.check_out(url, sha, tmp_path / "first", ref=ref)
+    adding, go_on, add = asyncio.Event(), asyncio.Event(), git.add_worktree
+
+    async def slow_add(mirror: Path, path: Path, commit: str, *, checkout: bool = True) -> None:
+        adding.set()
+        await go_on.wait()
+        await add(mirror, path, commit, checkout=checkout)
+
+    monkeypatch.setattr(git, "add_worktree", slow_add)
+    second = asyncio.create_task(workspaces.check_out(url, sha, tmp_path / "second", ref=ref))
+    await adding.wait()
+    removed = asyncio.create_task(workspaces.remove(first))
+    done, _ = await asyncio.wait({removed}, timeout=0.2)
+    assert not done
+    assert first.admin.is_dir()
+    go_on.set()
+    assert (await second).admin.is_dir()
+    await removed
+    assert not first.admin.exists()
+    assert not first.path.exists()
+
+
 async def test_commit_that_came_later_is_fetched(tmp_path: Path, remote: Checkout) -> None:
     """A mirror that borrows nothing fetches what it lacks, and says so when the remote lacks it too."""
     workspaces = Workspaces(tmp_path / "mirrors")

@@ -23,7 +23,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 with workflow.unsafe.imports_passed_through():
     from activities import git
     from activities.fence import branch_ref, job_ref, opened, shipped, shipped_ref, wip_ref
-    from activities.workspace import Worktree, remove, store
+    from activities.workspace import Worktree, clear, store, take_off
 
 CONTROL, BUILD, WORKSPACE = "bare.control", "bare.build", "bare.workspace"
 ONCE = RetryPolicy(maximum_attempts=1)
@@ -113,6 +113,14 @@ async def add_worktree(mirror: Path, place: Path, sha: str) -> Worktree:
     return Worktree(mirror, place, git.worktree_admin(place))
 
 
+async def remove(worktree: Worktree) -> None:
+    """Remove a worktree as `activities.workspace` does."""
+    async with WORKTREES:
+        gone = take_off(worktree)
+    await asyncio.to_thread(clear, gone)
+    await asyncio.to_thread(clear, worktree.path)
+
+
 async def spawn(*command: str, cwd: str) -> None:
     """Run a process to its end, as the engine and the verify command are run."""
     process = await asyncio.create_subprocess_exec(
@@ -143,7 +151,7 @@ async def bare_build(work: Work) -> str:
     pushed = await git.push(
         mirror, work.remote, [f"{fence}:{job_ref(work.job_id)}", f"+{sha}:{wip_ref(work.job_id, 1)}"]
     )
-    await asyncio.to_thread(remove, worktree)
+    await remove(worktree)
     if not pushed.ok:
         raise RuntimeError(str(pushed))
     return sha
@@ -162,7 +170,7 @@ async def _verify(work: Work) -> None:
     mirror, place = Path(work.mirror), Path(work.folder) / "verify"
     worktree = await add_worktree(mirror, place, work.sha)
     await spawn("sh", "-c", "true", cwd=str(place))
-    await asyncio.to_thread(remove, worktree)
+    await remove(worktree)
 
 
 @activity.defn
