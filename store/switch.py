@@ -176,8 +176,7 @@ def history(connection: Connection) -> tuple[HaltRow, ...]:
 
 def kill_epoch(connection: Connection) -> int:
     """Return the kill epoch: the newest pull or release."""
-    pulled = connection.execute(select(func.max(halts.c.epoch))).scalar_one()
-    released = connection.execute(select(func.max(halts.c.released_epoch))).scalar_one()
+    pulled, released = connection.execute(select(func.max(halts.c.epoch), func.max(halts.c.released_epoch))).one()
     return max(pulled or 0, released or 0)
 
 

@@ -198,7 +198,7 @@ class JobWorkflow:
         """Refuse what is not legal now, with the reason."""
         message = refusal(self._state, Act(action=request.action, by=request.by, sha=request.sha))
         if message:
-            raise ApplicationError(message, type="illegal_action", non_retryable=True)
+            raise ApplicationError(message, self._state.stage.value, type="illegal_action", non_retryable=True)
 
     @workflow.signal(dynamic=True)
     def on_signal(self, name: str, args: Sequence[RawValue]) -> None:

@@ -7,6 +7,7 @@ ledger's outbox and is delivered here: tried at once by the process that caused 
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -36,6 +37,9 @@ from store.views import JobView, OutboxRow, UnfinishedJob
 log = structlog.get_logger(__name__)
 
 RPC_TIMEOUT_S: Final = 10
+CATCH_UP_S: Final = 15
+"""Longest wait for a workflow that is behind the ledger; a lost workflow task is handed out again after ten seconds."""
+CATCH_UP_PAUSE_S: Final = 0.25
 DELIVERY_BATCH: Final = 100
 PARALLEL_DELIVERIES: Final = 8
 """Messages sent at once; Temporal's start and signal calls take milliseconds each."""
@@ -169,16 +173,42 @@ class JobClient:
         if job.held == WAITING and await self._ledger.begin_waiting(job.id, _now()):
             await self.deliver_due()
         request = ActRequest.model_validate({"action": action, "sha": sha, "by": by, "reason": reason})
+        patience = time.monotonic() + CATCH_UP_S
+        while True:
+            try:
+                return await self._update(job, request)
+            except WorkflowUpdateFailedError as error:
+                if time.monotonic() > patience or not await self._is_behind(error, job.id):
+                    raise _refusal(error, action, job.id) from error
+                await asyncio.sleep(CATCH_UP_PAUSE_S)
+
+    async def _is_behind(self, error: WorkflowUpdateFailedError, job_id: str) -> bool:
+        """Return whether a workflow refused because it does not know yet what it wrote into the ledger itself.
+
+        It wrote, and its worker or the Temporal server died before that was in its history: it will write the same
+        again, to no effect, as soon as its task is handed to another worker.
+        """
+        cause = error.cause
+        known = cause.details[0] if isinstance(cause, ApplicationError) and cause.details else ""
+        return bool(known) and (await self._ledger.job(job_id)).stage != known
+
+    async def _update(self, job: JobView, request: ActRequest) -> ActReply:
+        """Ask the job's workflow once.
+
+        Raises:
+            WorkflowUpdateFailedError: it refuses.
+            Unavailable: Temporal or every control worker is away.
+
+        """
+        action = request.action
         handle = self._client.get_workflow_handle(workflow_id(job.product_id, job.id))
         try:
             reply: ActReply = await asyncio.wait_for(
                 handle.execute_update("act", request, result_type=ActReply), RPC_TIMEOUT_S
             )
-        except WorkflowUpdateFailedError as error:
-            raise _refusal(error, action, job.id) from error
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND and (ended := await self._ledger.job(job.id)).stage in ENDED:
-                return await self._act_on_ended(ended, action, reason=reason, by=by)  # between our look and our call
+                return await self._act_on_ended(ended, action, reason=request.reason, by=request.by)  # since we looked
             raise _rpc_problem(error, job.id) from error
         except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
             raise Unavailable(

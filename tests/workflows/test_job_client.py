@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from temporalio import workflow
 from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from core.attempt import workflow_id
-from core.errors import NotFound, Unavailable
+from core.errors import IllegalAction, NotFound, Unavailable
 from core.job import Stage
+from core.job_messages import ActReply, ActRequest
 from core.settings import Settings
 from store import migrate, open_ledger
 from store.views import JobView
@@ -64,3 +69,88 @@ async def test_action_on_a_job_without_a_workflow_is_not_found(jobs: JobClient) 
     )
     with pytest.raises(NotFound, match="has no running workflow"):
         await jobs.act(review(job_id), "reject")
+
+
+@workflow.defn(name="JobWorkflow")
+class Behind:
+    """A job's workflow that believes that it is in some stage, until it is told that it is at the gate."""
+
+    @workflow.init
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+
+    @workflow.run
+    async def run(self, _stage: str) -> None:
+        """Live on."""
+        await workflow.wait_condition(lambda: False)
+
+    @workflow.signal
+    def catch_up(self) -> None:
+        """Know better."""
+        self._stage = "testing"
+
+    @workflow.update
+    async def act(self, _request: ActRequest) -> ActReply:
+        """Take it."""
+        return ActReply(stage=Stage.TESTING)
+
+    @act.validator
+    def refuse(self, _request: ActRequest) -> None:
+        """Refuse what is not legal in the stage that is believed in."""
+        if self._stage != "testing":
+            raise ApplicationError(f"judge is running in {self._stage}", self._stage, type="illegal_action")
+
+
+async def submitted(jobs: JobClient) -> str:
+    """Return a queued job of the ledger."""
+    job_id = f"j-{uuid4().hex[:8]}"
+    await jobs._ledger.submit(
+        make_spec(),
+        job_id=job_id,
+        idempotency_key=None,
+        canonical={},
+        snapshot={},
+        submitted_by="t",
+        now=datetime.now(UTC),
+    )
+    return job_id
+
+
+async def test_workflow_that_is_behind_its_own_record_is_waited_for(
+    jobs: JobClient, temporal_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wrote a stage and lost its worker before its history knew; people see the stage, and may act on it."""
+    job_id, queue = await submitted(jobs), f"behind-{uuid4().hex[:8]}"
+    asked = asyncio.Event()
+
+    async def behind(*_: object) -> bool:
+        asked.set()
+        return await really_behind(*_)  # type: ignore[arg-type]
+
+    really_behind = jobs._is_behind
+    monkeypatch.setattr(jobs, "_is_behind", behind)
+    async with Worker(
+        temporal_client, task_queue=queue, workflows=[Behind], workflow_runner=UnsandboxedWorkflowRunner()
+    ):
+        handle = await temporal_client.start_workflow(
+            "JobWorkflow", "review", id=workflow_id("default", job_id), task_queue=queue
+        )
+        acting = asyncio.create_task(jobs.act(await jobs._ledger.job(job_id), "ship", sha="a" * 40))
+        await asked.wait()
+        await handle.signal("catch_up")
+        assert (await acting).stage == Stage.TESTING
+        await handle.terminate()
+
+
+async def test_refusal_by_a_workflow_that_knows_where_it_is_stands(jobs: JobClient, temporal_client: Client) -> None:
+    """The stage is that of the ledger: the answer comes at once, with the reason."""
+    job_id, queue = await submitted(jobs), f"behind-{uuid4().hex[:8]}"
+    async with Worker(
+        temporal_client, task_queue=queue, workflows=[Behind], workflow_runner=UnsandboxedWorkflowRunner()
+    ):
+        handle = await temporal_client.start_workflow(
+            "JobWorkflow", "queued", id=workflow_id("default", job_id), task_queue=queue
+        )
+        with pytest.raises(IllegalAction, match="judge is running in queued"):
+            await jobs.act(await jobs._ledger.job(job_id), "ship", sha="a" * 40)
+        await handle.terminate()
