@@ -1,4 +1,4 @@
-"""One production topology that the tests of this folder share, whatever the others run on."""
+"""One production topology that the tests of this folder share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import TOPOLOGY
 from tests.e2e.conftest import Remote, Stack, running_stack
 
 SEATS = 2
@@ -16,6 +17,8 @@ FACTORIES = 2
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Return the processes of docker-compose.yml: two APIs, two control workers, two factories with two seats each."""
+    if TOPOLOGY != "production":
+        pytest.skip("runs with `./gf test --topology production`: a full Temporal server and PostgreSQL take minutes")
     home = tmp_path_factory.mktemp("fleet") / "home"
     with running_stack(home, factories=FACTORIES, topology="production", seats_per_factory=SEATS) as running:
         yield running
