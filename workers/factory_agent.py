@@ -139,7 +139,7 @@ class Agent:
                 log.info("factory.ready", name=self.name, pid=os.getpid())
                 announce_ready()
                 chores = (
-                    self.link.run(),
+                    *([self.link.run()] if self.settings.factory_link else []),
                     self._beat(machine),
                     self._keep_house(),
                     self._watch_sentinel(),

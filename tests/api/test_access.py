@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 from fastapi import APIRouter, FastAPI
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, APIWebSocketRoute
 
 from api import app as app_module
 from api.auth import PUBLIC_PATHS, permissions_of
 from api.guards import ARTIFACT_LIMIT, BODY_LIMIT, SPOOL_LIMIT, SUBMIT_LIMIT, body_limit
-from core.roles import ACTION_PERMISSIONS, ROLE_PERMISSIONS, Role
+from core.roles import ACTION_PERMISSIONS, ROLE_PERMISSIONS, Permission, Role
 from tests.api.conftest import Api, Manifest
 
 
@@ -126,8 +126,11 @@ def test_route_without_a_permission_keeps_the_application_from_starting(monkeypa
 
 def guarded_routes() -> list[APIRoute]:
     """Return every route that wants a token."""
-    routes = [route for route in app_module.served_routes() if isinstance(route, APIRoute)]
-    assert len(routes) == len(app_module.served_routes()) > 30
+    served = app_module.served_routes()
+    routes = [route for route in served if isinstance(route, APIRoute)]
+    [link] = [route for route in served if isinstance(route, APIWebSocketRoute)]  # tests/api/test_link.py tries it
+    assert permissions_of(link) == {Permission.ACT_AS_FACTORY}
+    assert len(routes) + 1 == len(served) > 30
     return [route for route in routes if route.path not in PUBLIC_PATHS]
 
 
