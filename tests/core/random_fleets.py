@@ -371,11 +371,16 @@ def do(fleet: FleetSnapshot, step: Step) -> FleetSnapshot:
         return with_fewer_jobs_of(fleet, step.engine)
     if step.kind == "enrol":
         new = enrolled(fleet.jobs[0], step)
-        others = tuple(factory for factory in fleet.factories if factory.name != new.name)
+        others = tuple(retired(factory) if factory.name == new.name else factory for factory in fleet.factories)
         return changed(fleet, factories=(*others, new))
     assert step.factory, f"{step.kind} is about a factory"
     mended = (mend(factory, step) if factory.name == step.factory else factory for factory in fleet.factories)
     return changed(fleet, factories=tuple(mended))
+
+
+def retired(factory: FactoryView) -> FactoryView:
+    """Return a factory whose name another one has now: what it runs goes on, and counts."""
+    return changed(factory, name=f"{factory.name}-before", state="offline")
 
 
 def let_go(view: LockView, step: Step) -> LockView:
