@@ -23,6 +23,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.backend import Backend, utc_now
+from api.link import POLICY_VIOLATION
 from api.problems import ProblemResponse, headers_for, problem_of_error
 from core.access import Access
 from core.errors import Forbidden, GigafactoryError, Unauthenticated
@@ -33,8 +34,6 @@ from store.views import TokenRow
 
 PUBLIC_PATHS: Final = frozenset({"/fleet/health", "/fleet/version"})
 """Paths that answer without a token: they say only that something is there."""
-POLICY_VIOLATION: Final = 1008
-"""Code with which a WebSocket is closed that showed no good token."""
 
 
 @dataclass(frozen=True, slots=True)

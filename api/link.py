@@ -17,8 +17,8 @@ import structlog
 from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from api.problems import problem_of_bug, problem_of_error
-from core.errors import FieldProblem, GigafactoryError, InvalidInput, Unauthenticated, Unavailable
+from api.problems import invalid_input_of, problem_of_bug, problem_of_error
+from core.errors import GigafactoryError, InvalidInput, Unauthenticated, Unavailable
 from core.job import Message
 from core.link import FROM_AGENT, Answer, Call, Complaint, Hello, Look, Running, Stop, StopOrder
 from store.stops import LinkNews
@@ -35,6 +35,7 @@ BURST: Final = 1000
 """Messages that may come at once before an agent is slowed down to `MESSAGES_PER_S`."""
 MAX_COMPLAINTS: Final = 10
 POLICY_VIOLATION: Final = 1008
+"""Code with which a WebSocket is closed that has no good token, or makes no sense."""
 GOING_AWAY: Final = 1001
 REASON_BYTES: Final = 120
 """A close frame has room for 123."""
@@ -99,8 +100,8 @@ class Link:
         self.running = frozenset((one.job_id, one.epoch) for one in first.running)
         return first
 
-    async def serve(self, changed: Callable[[], None]) -> None:
-        """Answer calls until the agent leaves or has to; `changed` is called when it runs other attempts than before.
+    async def serve(self) -> None:
+        """Answer calls until the agent leaves or has to.
 
         Raises:
             WebSocketDisconnect: the agent left.
@@ -120,7 +121,6 @@ class Link:
                 elif isinstance(message, Running):
                     self.running = frozenset((one.job_id, one.epoch) for one in message.attempts)
                     self._told &= self.running
-                    changed()
             await self.close(POLICY_VIOLATION, f"{MAX_COMPLAINTS} messages made no sense")
         finally:
             for task in calls:
@@ -190,13 +190,7 @@ def _read(text: str) -> Hello | Running | Call:
     try:
         return FROM_AGENT.validate_json(text)
     except ValidationError as error:
-        problems = tuple(
-            FieldProblem(
-                path=".".join(str(part) for part in item["loc"]) or "message", message=item["msg"], value=item["input"]
-            )
-            for item in error.errors(include_url=False, include_context=False)
-        )
-        raise InvalidInput(f"{len(problems)} problem(s) in a message of the link", problems) from None
+        raise invalid_input_of(error, what="message") from None
 
 
 class Links:
@@ -220,10 +214,6 @@ class Links:
             yield
         finally:
             self._links.discard(link)
-
-    def linked(self) -> frozenset[str]:
-        """Return the names of the factories that are linked to this process."""
-        return frozenset(link.factory for link in self._links)
 
     async def look(self, factory: str) -> None:
         """Ask one factory for a beat at once, if it is linked here."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -78,18 +79,24 @@ def problem_of_bug(request_id: str) -> dict[str, Any]:
     }
 
 
-def invalid_input_of(error: RequestValidationError) -> InvalidInput:
-    """Translate FastAPI's findings about a request into one error that names every field at once."""
+def invalid_input_of(
+    error: RequestValidationError | ValidationError, *, what: str = "request", within: str = ""
+) -> InvalidInput:
+    """Translate findings about a request, or another message, into one error that names every field at once.
+
+    `within` is the part of it that was looked at, for findings that do not name it themselves.
+    """
+    prefix = (within,) if within else ()
     problems = tuple(
         FieldProblem(
-            path=".".join(str(part) for part in item["loc"]) or "request",
+            path=".".join(str(part) for part in (*prefix, *item["loc"])) or what,
             message=_message(item),
             value=_shortened(item.get("input")),
         )
         for item in error.errors()
     )
-    what = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return InvalidInput(f"{what} in the request", problems)
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return InvalidInput(f"{count} in the {what}", problems)
 
 
 def headers_for(status: int) -> dict[str, str]:

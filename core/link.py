@@ -66,11 +66,14 @@ class Answer(Message):
     body: dict[str, Any] = Field(default_factory=dict)
 
 
+StopReason = Literal["cancelled", "fenced"]
+"""`fenced`: nothing that the attempt does counts any more."""
+
+
 class StopOrder(AttemptRef):
     """An attempt that is to stop, and why."""
 
-    reason: Literal["cancelled", "fenced"]
-    """`fenced`: nothing that it does counts any more."""
+    reason: StopReason
 
 
 class Stop(Message):

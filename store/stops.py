@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import Connection, func, select, tuple_, update
 
+from core.link import StopReason
 from store import switch
 from store.database import batches
 from store.tables import jobs, leases
-
-StopReason = Literal["cancelled", "fenced"]
 
 
 class LinkNews(NamedTuple):

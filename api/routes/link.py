@@ -6,7 +6,6 @@ from typing import Annotated, Any, TypeVar
 
 import structlog
 from fastapi import APIRouter, Depends, WebSocket
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.websockets import WebSocketDisconnect
 
@@ -47,7 +46,7 @@ async def link_factory(socket: WebSocket, caller: LinkingCaller, factory: Name) 
         await _check_instance(backend, factory, hello.instance)
         log.info("link.up", factory=factory, running=len(hello.running))
         with backend.links.joined(link):
-            await link.serve(backend.links.wake)
+            await link.serve()
     except GigafactoryError as error:
         await link.close(POLICY_VIOLATION, error.message)
     except WebSocketDisconnect as left:
@@ -86,5 +85,4 @@ def _checked(model: type[DocumentT], body: dict[str, Any]) -> DocumentT:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        found = [item | {"loc": ("body", *item["loc"])} for item in error.errors(include_url=False)]
-        raise invalid_input_of(RequestValidationError(found)) from None
+        raise invalid_input_of(error, within="body") from None

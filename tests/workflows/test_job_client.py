@@ -41,6 +41,21 @@ async def jobs(temporal_client: Client, tmp_path: Path) -> JobClient:
     return JobClient(temporal_client, open_ledger(settings), settings)
 
 
+async def submitted(jobs: JobClient) -> str:
+    """Return a queued job of the ledger."""
+    job_id = f"j-{uuid4().hex[:8]}"
+    await jobs._ledger.submit(
+        make_spec(),
+        job_id=job_id,
+        idempotency_key=None,
+        canonical={},
+        snapshot={},
+        submitted_by="t",
+        now=datetime.now(UTC),
+    )
+    return job_id
+
+
 async def test_action_that_no_control_worker_takes_is_unavailable(
     jobs: JobClient, temporal_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,16 +72,7 @@ async def test_action_that_no_control_worker_takes_is_unavailable(
 
 async def test_action_on_a_job_without_a_workflow_is_not_found(jobs: JobClient) -> None:
     """The caller is told that the reconciler looks after it."""
-    job_id = f"j-{uuid4().hex[:8]}"
-    await jobs._ledger.submit(
-        make_spec(),
-        job_id=job_id,
-        idempotency_key=None,
-        canonical={},
-        snapshot={},
-        submitted_by="ada",
-        now=datetime.now(UTC),
-    )
+    job_id = await submitted(jobs)
     with pytest.raises(NotFound, match="has no running workflow"):
         await jobs.act(review(job_id), "reject")
 
@@ -99,21 +105,6 @@ class Behind:
         """Refuse what is not legal in the stage that is believed in."""
         if self._stage != "testing":
             raise ApplicationError(f"judge is running in {self._stage}", self._stage, type="illegal_action")
-
-
-async def submitted(jobs: JobClient) -> str:
-    """Return a queued job of the ledger."""
-    job_id = f"j-{uuid4().hex[:8]}"
-    await jobs._ledger.submit(
-        make_spec(),
-        job_id=job_id,
-        idempotency_key=None,
-        canonical={},
-        snapshot={},
-        submitted_by="t",
-        now=datetime.now(UTC),
-    )
-    return job_id
 
 
 async def test_workflow_that_is_behind_its_own_record_is_waited_for(
