@@ -91,10 +91,11 @@ class LedgerSteps:
 
     @activity.defn
     async def route(self, request: JobRef) -> RouteReply:
-        """Ask for a seat; returns the living grant when there is one already."""
+        """Ask for a seat; returns the living grant when there is one already, and otherwise until when to sleep."""
         grant = await self._ledger.route(request.job_id, _now())
         self._wake()
-        return RouteReply(grant=grant)
+        rest = await self._ledger.rest(request.job_id, _now()) if grant is None else None
+        return RouteReply(grant=grant) if rest is None else RouteReply(until=rest.until, message=rest.message)
 
     @activity.defn
     async def reclaim(self, request: ReclaimRequest) -> ReclaimReply:

@@ -99,6 +99,8 @@ def _attempt_line(attempt: dict[str, Any]) -> str:
     outcome = attempt["outcome"] or ("running" if attempt["started_at"] else "granted")
     took = words.between(attempt["started_at"] or attempt["granted_at"], attempt["ended_at"])
     message = f": {words.clipped(attempt['message'], 100)}" if attempt["message"] else ""
+    if attempt["cooldown_until"]:
+        message += f" (not asked there again before {words.moment(attempt['cooldown_until'])})"
     return f"{attempt['epoch']:>2}  {attempt['factory']}/{attempt['engine']}  {outcome}  {took}{message}"
 
 
@@ -130,6 +132,9 @@ def factories(*, capabilities: bool, as_json: bool) -> ExitCode:
         for station in factory["stations"]:
             if not station["usable"] and station["repair"]:
                 output.note(f"{factory['name']}/{station['engine']}: {station['repair']}")
+            if words.in_future(station["cooldown_until"], now):
+                until = words.moment(station["cooldown_until"])
+                output.note(f"{factory['name']}/{station['engine']} rests until {until}: {station['cooldown_reason']}")
         for claim in factory["unattested"]:
             output.note(f"{factory['name']}: {claim} does not count; gf attest {factory['name']} {claim}")
         if capabilities:

@@ -5,6 +5,7 @@ Messages are lenient towards newer writers (`core.job.Message`), so that a worke
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 from core.attempt import BuildResult, Grant
@@ -124,6 +125,9 @@ class RouteReply(Message):
     """Answer of `route`: a grant, or none for now."""
 
     grant: Grant | None = None
+    until: datetime | None = None
+    """See `core.job_events.Parked`."""
+    message: str = ""
 
 
 class ReclaimRequest(Message):

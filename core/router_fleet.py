@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import NamedTuple
 
+from core.job import Cooldown
 from core.router_explain import RejectionCode
 from core.router_policy import Limits
 from core.router_snapshot import FactoryState, FactoryView, FleetSnapshot
@@ -27,6 +28,7 @@ class Station(NamedTuple):
     repair: str
     short: int
     """Jobs that have to end before a seat is free; more than 1 when more seats are taken than there are."""
+    cooldown: Cooldown | None
 
 
 class Shortage(NamedTuple):
@@ -89,7 +91,8 @@ class Standing:
         kind = self.kind
         if kind.full or kind.low or kind.state != "online":
             return 0
-        seats = sum(max(0, free) for free, at in zip(self.free_at, kind.stations, strict=True) if at.usable)
+        pairs = zip(self.free_at, kind.stations, strict=True)
+        seats = sum(max(0, free) for free, at in pairs if at.usable and at.cooldown is None)
         return min(self.free, seats)
 
 
@@ -137,7 +140,10 @@ class Kinds:
             offers=view.offers,
             unattested=tuple(sorted(view.unattested)),
             stations=tuple(
-                [Station(at.engine, at.seats, at.usable, at.repair, max(0, 1 + at.busy - at.seats)) for at in by_engine]
+                [
+                    Station(at.engine, at.seats, at.usable, at.repair, max(0, 1 + at.busy - at.seats), at.cooldown)
+                    for at in by_engine
+                ]
             ),
             seats=view.seats,
             full=free <= 0,

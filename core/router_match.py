@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import chain
 from typing import NamedTuple
 
@@ -169,6 +170,15 @@ def _station_reasons(station: Station, closed: tuple[Closed, ...]) -> Iterator[R
             required=f"a working {engine}",
             repair=station.repair,
         )
+    if station.cooldown is not None:
+        until = station.cooldown.until
+        yield Rejection(
+            code=RejectionCode.COOLDOWN,
+            engine=engine,
+            observed=station.cooldown.reason,
+            required=f"a time after {as_clock(until)}",
+            until=until,
+        )
     yield from (reason for reason in limit_reasons(closed) if reason.engine == engine)
 
 
@@ -184,6 +194,11 @@ def limit_reasons(closed: tuple[Closed, ...]) -> tuple[Rejection, ...]:
         )
         for reached in closed
     )
+
+
+def as_clock(moment: datetime) -> str:
+    """Return a moment as people read it; day and second count, for limits last from seconds to weeks."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _capability_reason(missing: Unmet, claims: list[str]) -> Rejection:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
-from core.job import JobSpec, Message, Priority, RepositoryKind
+from core.job import Cooldown, JobSpec, Message, Priority, RepositoryKind
 from core.router_classes import JobClass, job_class, offers_of
 from core.router_policy import Limits, Weights
 
@@ -29,6 +29,8 @@ class StationView(Message):
     version: str = ""
     repair: str = ""
     """What makes an unusable engine usable again, as a command or a sentence."""
+    cooldown: Cooldown | None = None
+    """The engine rests there; its end lies after the snapshot's `now`."""
 
 
 class FactoryView(Message):

@@ -94,7 +94,7 @@ def _open_ready(connection: Connection, job_ids: Sequence[str], now: datetime) -
 def _admit_one(
     job: OpenJob, plan: PlannedGrant, ready: ReadyJob, explanation: Explanation, terms: LeaseTerms, *, kill_epoch: int
 ) -> Grant:
-    host = take_seat(job.connection, plan.factory, plan.engine)
+    host = take_seat(job.connection, plan.factory, plan.engine, job.now)
     if host is None:
         raise _LostRace
     grant = Grant(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, type_coerce
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, func, select, type_coerce
 
 from core.router import (
     FactoryView,
@@ -28,7 +28,8 @@ from core.switch import without_halted
 from core.trust import Claims, count_claims
 from store import limits, switch
 from store.attestations import attested_by_factory
-from store.column_types import Unread, as_utc
+from store.column_types import Unread, UtcDateTime, as_utc
+from store.cooldowns import in_force, may_be_asked
 from store.database import AnyRow
 from store.tables import factories, jobs, leases, locks, stations
 
@@ -48,6 +49,7 @@ _CHANGING = (
 _FREE_SEAT = exists().where(
     stations.c.usable,
     stations.c.busy < stations.c.seats,
+    may_be_asked(bindparam("now", type_=UtcDateTime)),
     factories.c.name == stations.c.factory,
     factories.c.state == "online",
     factories.c.busy < factories.c.seats,
@@ -74,13 +76,13 @@ class FleetReader:
         With `only_if_grantable` None when no job is ready or no seat is free; that answer costs one small query.
         `including` adds a queued job that is held back, as if it were ready.
         """
-        if only_if_grantable and not connection.execute(_GRANTABLE).scalar_one():
+        if only_if_grantable and not connection.execute(_GRANTABLE, {"now": now}).scalar_one():
             return None
         limited = limits.in_force(connection, limits.of_settings(self._policy))
         engines = {name: jobs for (kind, name), jobs in limited.items() if kind == "engine"}
         snapshot = FleetSnapshot(
             jobs=self._jobs(connection, including),
-            factories=_factories(connection, self._sensitive),
+            factories=_factories(connection, self._sensitive, now),
             locks=read_locks(connection),
             products=_products(connection, self._policy, limited),
             weights=self._policy.weights,
@@ -151,10 +153,10 @@ def _product(name: str, running: int, policy: RoutingPolicy, limited: limits.Lim
     return ProductView(product_id=name, running=running, share=own.share, limit=limit, weights=own.weights)
 
 
-def _factories(connection: Connection, sensitive: tuple[str, ...]) -> tuple[FactoryView, ...]:
+def _factories(connection: Connection, sensitive: tuple[str, ...], now: datetime) -> tuple[FactoryView, ...]:
     by_factory: dict[str, list[StationView]] = {}
     for row in connection.execute(select(stations).order_by(stations.c.factory, stations.c.engine)):
-        by_factory.setdefault(row.factory, []).append(_station(row))
+        by_factory.setdefault(row.factory, []).append(_station(row, now))
     rows = connection.execute(select(factories).order_by(factories.c.name))
     attested = attested_by_factory(connection)
     return tuple(
@@ -167,7 +169,7 @@ def _factories(connection: Connection, sensitive: tuple[str, ...]) -> tuple[Fact
     )
 
 
-def _station(row: AnyRow) -> StationView:
+def _station(row: AnyRow, now: datetime) -> StationView:
     return StationView(
         engine=row.engine,
         seats=row.seats,
@@ -175,6 +177,7 @@ def _station(row: AnyRow) -> StationView:
         usable=row.usable,
         version=row.version,
         repair=row.repair,
+        cooldown=in_force(row, now),
     )
 
 

@@ -15,6 +15,7 @@ from core.flakiness import SPOILT, SUCCEEDED, FlakyPolicy
 from core.job import JobSpec, Stage
 from core.lifecycle import Record, RecordAck
 from core.router import FleetSnapshot
+from core.router_rest import Rest
 from core.settings import Settings
 from core.switch import Halt, HaltScope, SwitchState
 from store import (
@@ -202,6 +203,15 @@ class Ledger:
     async def grant_undeliverable(self, job_id: str, epoch: int, now: datetime) -> bool:
         """Take back a grant whose workflow does not exist; False when it began or ended meanwhile. Then dispatch."""
         return await self._database.write(admission.take_back, job_id, epoch, now)
+
+    async def rest(self, job_id: str, now: datetime) -> Rest | None:
+        """Return until when the parked job has to sleep, because every engine that could do it rests; None: it waits.
+
+        Raises:
+            NotFound: there is no such job.
+
+        """
+        return await self._database.read(placing.rest, self._fleet, job_id, now)
 
     async def place_step(self, job_id: str, avoid: str, now: datetime) -> str | None:
         """Return an online factory that can take a step of the job's candidate; `avoid` only when there is no other.
@@ -403,11 +413,11 @@ class Ledger:
         return await self._database.write(factories.undrain, name, actor, now)
 
     async def release_factory(self, name: str, actor: str, now: datetime) -> None:
-        """Let a quarantined factory take jobs again; dispatch afterwards.
+        """Let a quarantined factory take jobs again, and engines that rest there; dispatch afterwards.
 
         Raises:
             NotFound: there is no such factory.
-            Conflict: it is not quarantined.
+            Conflict: it is not quarantined, and no engine rests there.
 
         """
         await self._database.write(quarantine.release, name, actor, now)

@@ -126,6 +126,7 @@ runs = Table(
     Column("started_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
     Column("outcome", CleanText),
+    Column("cooldown_until", UtcDateTime),  # until then its engine was not asked there again
     _text("message"),
     Column("info", Json),  # what the attempt said of itself when it started
     Column("result", Json),  # core.attempt.BuildResult
@@ -232,6 +233,8 @@ stations = Table(
     Column("usable", Boolean(create_constraint=False), nullable=False),
     _text("version"),
     _text("repair"),
+    Column("cooldown_until", UtcDateTime),  # no job is placed there before; NULL or past: it may be asked
+    _text("cooldown_reason"),
     CheckConstraint("busy >= 0", name="busy"),
 )
 

@@ -396,7 +396,8 @@ class JobWorkflow:
             retry_policy=LEDGER_RETRY,
             summary="find a factory",
         )
-        self._inbox.append(Granted(grant=reply.grant) if reply.grant else Parked())
+        parked = Parked(until=reply.until, message=reply.message)
+        self._inbox.append(Granted(grant=reply.grant) if reply.grant else parked)
 
     # --- factory side ---------------------------------------------------------------------------------------------
 
@@ -432,7 +433,8 @@ class JobWorkflow:
         if isinstance(answer, str):
             self._broken(grant.epoch, "build", FailureKind.BAD_RESULT, answer)
         else:
-            self._inbox.append(Built(result=answer))
+            moves_on = answer.failure != FailureKind.RATE_LIMITED or workflow.patched("failover")
+            self._inbox.append(Built(result=answer, moves_on=moves_on))
 
     async def _build_broken(self, epoch: int, error: ActivityError) -> None:
         """Find out from the ledger whether a lost attempt had delivered, before it counts as lost."""

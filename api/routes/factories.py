@@ -240,7 +240,7 @@ async def undrain_factory(parts: Parts, caller: FleetCaller, factory: Name) -> R
 
 @router.post("/{factory}/release")
 async def release_factory(parts: Parts, caller: FleetCaller, factory: Name) -> Registered:
-    """Let a quarantined factory take jobs again; what it spoilt before counts no more."""
+    """Let a quarantined factory take jobs again, and engines that rest there; what was before counts no more."""
     await parts.ledger.release_factory(factory, caller.name, utc_now())
     parts.dispatcher.wake()
     return Registered(name=factory, state=(await parts.ledger.factory(factory)).state)
