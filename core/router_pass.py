@@ -57,6 +57,7 @@ class Pass:
         self.snapshot = snapshot
         self.queue = cache.queue_of(snapshot.jobs)
         self.fleet = Fleet(snapshot, cache.kinds_for(snapshot.limits))
+        self._closed_at_first = self.fleet.closed
         self.claims = Claims(snapshot.locks)
         self.shares = Shares(snapshot, self._entry_level)
         self.granted: dict[str, ReadyJob] = {}
@@ -201,9 +202,9 @@ class Pass:
         return table
 
     def eligible_seats(self, needs: Needs) -> int:
-        """Return the seats, free or not, of all factories that can take such jobs; at least 1."""
+        """Return the seats, free or not, of all factories that could take such jobs when the walk began; at least 1."""
         if needs not in self._seats:
-            answers = self.answers(needs)
+            answers = self.answers(needs, self._closed_at_first)
             able = (standing.kind.capacity for standing in self.fleet.standings.values() if answers.of(standing).able)
             self._seats[needs] = max(1, sum(able))
         return self._seats[needs]
@@ -223,7 +224,7 @@ class Pass:
         return self._entry[rank, needs]
 
     def _latest_level(self, rank: int, needs: Needs) -> int:
-        answers = self.answers(needs)
+        answers = self.answers(needs, self._closed_at_first)
         for factory, level in self.snapshot.turns.latest.get(PRIORITIES[rank], ()):
             standing = self.fleet.standings.get(factory)
             if standing is not None and answers.of(standing).able:
