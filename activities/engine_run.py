@@ -75,6 +75,8 @@ class _Place:
     workdir: Path
     worktree: Worktree | None = None
     plan: GitPlan | None = None
+    restored: bool = False
+    """It holds the work of an earlier attempt."""
 
 
 class Attempt:
@@ -131,7 +133,10 @@ class Attempt:
                 self._run.close()
 
     async def _live(self) -> BuildResult:
-        engine = self._context.engine(self._request.grant.engine)
+        try:
+            engine = self._context.engine(self._request.grant.engine)
+        except GigafactoryError as error:
+            return self._failed(FailureKind.ENGINE_UNAVAILABLE, error.message)
         place = await self._prepare()
         outcome, ended = await self._run_engine(engine, place)
         result = await self._finish(engine, place, outcome, ended)
@@ -202,7 +207,7 @@ class Attempt:
         if self._repository.kind == RepositoryKind.DIRECTORY:
             return _Place(_directory(self._repository.url))
         url, job_id, epoch = self._repository.url, self._request.job_id, self._request.epoch
-        worktree = await self._check_out()
+        worktree, restored = await self._check_out()
         fence = store(worktree.mirror, opened(job_id, epoch, git.object_format_of(self._base)))
         if epoch > 1:  # the first epoch has nobody to fence off; its first push makes the ref
             await self._push(worktree.mirror, [f"{fence}:{job_ref(job_id)}"])
@@ -217,9 +222,10 @@ class Attempt:
             fence=f"{fence}:{job_ref(job_id)}",
             start_index=str(start_index),
         )
-        return _Place(worktree.path, worktree, plan)
+        return _Place(worktree.path, worktree, plan, restored)
 
-    async def _check_out(self) -> Worktree:
+    async def _check_out(self) -> tuple[Worktree, bool]:
+        """Return the worktree, and whether it holds what an earlier attempt did."""
         grant, workspaces, url = self._request.grant, self._context.workspaces, self._repository.url
         tree = ""
         if grant.checkpoint_sha:
@@ -231,7 +237,8 @@ class Attempt:
             except WorkspaceError as error:
                 self._reports.event("workspace", f"the checkpoint is out of reach, starting from the base: {error}")
         base_ref = f"refs/heads/{self._repository.base}"
-        return await workspaces.check_out(url, self._base, self._folder / "work", ref=base_ref, tree=tree)
+        worktree = await workspaces.check_out(url, self._base, self._folder / "work", ref=base_ref, tree=tree)
+        return worktree, bool(tree)
 
     async def _push(self, mirror: Path, refspecs: list[str]) -> None:
         """Push under the fence.
@@ -258,7 +265,7 @@ class Attempt:
 
     async def _run_engine(self, engine: Engine, place: _Place) -> tuple[EngineOutcome, RunExit]:
         """Run the engine to its end, whatever ends it."""
-        run = self._engine_run(engine, place)
+        run = self._engine_run(engine, place, await self._work_so_far(engine, place))
         parser = engine.parser(run)
         command = engine.command(run)
         command.lay_down()
@@ -280,13 +287,20 @@ class Attempt:
         code = -ended.signal if ended.signal else ended.exit_code
         return parser.finish(code, output.stderr_tail), ended
 
-    def _engine_run(self, engine: Engine, place: _Place) -> EngineRun:
+    async def _work_so_far(self, engine: Engine, place: _Place) -> str:
+        """Return the diff of what an earlier attempt left in the worktree, for an engine that reads prose."""
+        if place.worktree is None or not place.restored or engine.engine_class in SCRIPT_CLASSES:
+            return ""
+        patch = await git.patch_text(place.worktree.mirror, self._base, self._request.grant.checkpoint_sha)
+        return self._context.redactor.redact(patch.decode(errors="replace"))
+
+    def _engine_run(self, engine: Engine, place: _Place, work: str) -> EngineRun:
         home, resume = self._context.paths.home(engine.name), self._request.resume
         session = resume.session_id if resume.engine == engine.name and engine.supports_resume else None
         if session is not None and not engine.has_session(home, session):
             session = None
         return EngineRun(
-            prompt=brief(self._request, engine, resumed=session is not None),
+            prompt=brief(self._request, engine, resumed=session is not None, work=work),
             workdir=place.workdir,
             home=home,
             attempt_dir=self._folder,

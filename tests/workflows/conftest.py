@@ -54,7 +54,7 @@ class Scripted:
 
     records: list[WriteRequest] = field(default_factory=list)
     holds: int = 0
-    routes: deque[Grant | None] = field(default_factory=deque)
+    routes: deque[Grant | RouteReply | None] = field(default_factory=deque)
     parents: deque[ParentsReply] = field(default_factory=deque)
     children: deque[Wait | None] = field(default_factory=deque)
     """Answers to the records that bring the job to its gate or ship it."""
@@ -90,7 +90,8 @@ class Scripted:
     @activity.defn(name="route")
     async def route(self, request: JobRef) -> RouteReply:
         """Answer as scripted, then park."""
-        return RouteReply(grant=self.routes.popleft() if self.routes else None)
+        answer = self.routes.popleft() if self.routes else None
+        return answer if isinstance(answer, RouteReply) else RouteReply(grant=answer)
 
     @activity.defn(name="reclaim")
     async def reclaim(self, request: ReclaimRequest) -> ReclaimReply:

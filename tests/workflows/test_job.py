@@ -17,7 +17,7 @@ from core.attempt import BuildResult
 from core.dag import Wait
 from core.job import RetrySpec
 from core.job_events import JobState
-from core.job_messages import ParentsReply, ReclaimReply
+from core.job_messages import ParentsReply, ReclaimReply, RouteReply
 from tests.workflows.conftest import BASE, CANDIDATE, Floor, keep_history
 
 
@@ -251,29 +251,42 @@ async def test_retry_after_red_verify_then_success(floor: Floor) -> None:
     await keep_history(handle, "retry-after-red-verify")
 
 
-async def test_usage_limit_wakes_at_the_reset(floor: Floor) -> None:
-    """A reported reset time is a durable timer; then the job goes on, with no retry counted."""
+async def test_limited_job_moves_on_rests_and_wakes(floor: Floor) -> None:
+    """A limit asks for another place at once; a rest is a durable timer that a grant cuts short; nothing is counted."""
+    ends: dict[int, dict[str, Any]] = {
+        1: {"failure": "rate_limited", "retry_at": (datetime.now(UTC) + timedelta(hours=1)).isoformat()},
+        2: {"failure": "engine_unavailable"},
+        3: {"failure": "rate_limited"},
+    }
 
     async def build(request: dict[str, Any]) -> Any:
-        if request["epoch"] == 2:
+        epoch = request["epoch"]
+        if epoch not in ends:
             return await floor.built(request)
-        reset = datetime.now(UTC) + timedelta(seconds=1)
-        return {
-            "job_id": request["job_id"],
-            "epoch": 1,
-            "outcome": "failed",
-            "failure": "rate_limited",
-            "retry_at": reset.isoformat(),
-        }
+        return {"job_id": request["job_id"], "epoch": epoch, "outcome": "failed", **ends[epoch]}
 
     await floor.factory(build=build)
-    floor.control.routes.append(floor.grant(2))
+    later = RouteReply(until=datetime.now(UTC) + timedelta(hours=1), message="every engine rests")
+    soon = RouteReply(until=datetime.now(UTC) + timedelta(seconds=1), message="every engine rests a moment")
+    floor.control.routes += [floor.grant(2), later, soon, floor.grant(4)]
     handle = await floor.start(grant=floor.grant(1))
+    async with asyncio.timeout(20):
+        while (resting := await until(handle, "queued")).wake_at is None:
+            await asyncio.sleep(0.02)
+    assert (resting.epoch, resting.wake_at) == (2, later.until)
+
+    await handle.signal("granted", floor.grant(3))
     state = await until(handle, "testing")
-    assert (state.epoch, state.failures) == (2, 0)
+    assert (state.epoch, state.failures, state.reclaims) == (4, 0, 0)
+    assert floor.control.entries.count("job.rests") == 2
+    assert floor.control.holds == 0
+    assert [r.record.cooldown is not None for r in floor.control.records if r.record.attempt_outcome] == [
+        *(True, True, True),
+        False,
+    ]
     await ship(handle)
     await handle.result()
-    await keep_history(handle, "usage-limit")
+    await keep_history(handle, "failover")
 
 
 async def test_workspace_step_moves_when_its_factory_is_gone(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
