@@ -35,11 +35,11 @@ def overtaken_by(walk: Pass, grants: Sequence[PlannedGrant]) -> dict[str, int]:
 def _grants_in_reach(walk: Pass, grants: Sequence[PlannedGrant]) -> dict[tuple[int, Needs], list[_Age]]:
     """Return, for the jobs of each priority and needs, the ages of those that got a seat which was open to them."""
     reach: dict[tuple[int, Needs], list[_Age]] = {}
-    for grant, before in zip(grants, walk.fleet.taken, strict=True):
+    for grant, seat in zip(grants, walk.fleet.taken, strict=True):
         job = walk.granted[grant.job_id]
         rank = RANK[job.priority]
         for needs in walk.queue.ranks[rank].by_needs:
-            if walk.answers(needs).of(before).open_engines:
+            if walk.answers(needs).of(seat.before).open_engines:
                 reach.setdefault((rank, needs), []).append((job.submitted_at, job.job_id))
     return reach
 

@@ -25,7 +25,7 @@ from core.router_queue import PRIORITIES, RANK, Line
 from core.router_score import Score
 from core.router_shares import Shares
 from core.router_snapshot import FleetSnapshot, ReadyJob
-from core.router_table import Grounds, Scores, Table
+from core.router_table import Scores, Table
 
 _Head = tuple[datetime, str, int, Line]
 """Age of a line's next job, its number in the line, and the line."""
@@ -40,14 +40,6 @@ class PlannedGrant(NamedTuple):
     score: Score
     fair: bool
     """Its turn came by fair shares, not by the starvation bound."""
-    grounds: Grounds
-
-    @property
-    def reason(self) -> str:
-        """Return why it goes there, as one line for people."""
-        places = sum(len(answer.open_engines) * len(members) for answer, members in self.grounds.groups)
-        choice = f"best of {places} places" if places > 1 else "the only place that can take it now"
-        return f"{self.engine} on {self.factory}: {choice}, score {self.score}"
 
 
 class Pass:
@@ -159,14 +151,13 @@ class Pass:
         place = table.best()
         if place is None:
             return None
-        grounds = table.grounds()
         factory, engine = place.order[-2:]
         self.fleet.take(factory, engine)
         self.claims.take(job)
         self.shares.add(rank, job.product_id)
         self.granted[job.job_id] = job
         self._left -= 1
-        return PlannedGrant(job.job_id, factory, engine, place.score, fair, grounds)
+        return PlannedGrant(job.job_id, factory, engine, place.score, fair)
 
     # --- what the state says about a job ------------------------------------------------------------------------------
 

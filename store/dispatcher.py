@@ -62,14 +62,6 @@ class Dispatcher:
         planned = plan(snapshot, self._cache, limit=limit)
         if not planned.grants:
             return Admitted((), skipped=0)
-        admitted = await self._database.write(
-            admission.admit,
-            planned.grants,
-            planned.snapshot,
-            explanations={grant.job_id: planned.explain(grant.job_id) for grant in planned.grants},
-            overtaken=planned.overtaken,
-            terms=self._terms,
-            now=now,
-        )
+        admitted = await self._database.write(admission.admit, planned, terms=self._terms, now=now)
         self._fleet.turns = planned.turns_after({grant.job_id for grant in admitted.grants})
         return admitted

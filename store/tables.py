@@ -121,7 +121,7 @@ runs = Table(
     Column("engine", CleanText, nullable=False),
     _text("engine_version"),
     _text("host"),
-    Column("decision", Json, nullable=False),  # why this factory and engine
+    Column("decision", Json, nullable=False),  # core.router.Decision: why this factory and engine, by grounds
     Column("granted_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
@@ -137,6 +137,15 @@ runs = Table(
     _text("log_sha256"),  # running digest over all log lines, in the order they were stored
     _count("refused_writes"),
     Index("ix_runs_ended_at", "ended_at"),
+)
+
+grounds = Table(
+    "grounds",
+    metadata,
+    Column("sha256", CleanText, primary_key=True),
+    _product(),
+    Column("document", CleanText, nullable=False),  # core.router.FleetGrounds or ClassGrounds, as it was digested
+    Column("at", UtcDateTime, nullable=False),
 )
 
 leases = Table(

@@ -8,14 +8,13 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from core.job import Stage
 from store.database import open_database
-from tests.store.fleet import Fleet
+from tests.store.fleet import Fleet, value
 
 SCRIPTS = Path(__file__).parent / "processes"
 ROOT = Path(__file__).parents[2]
@@ -48,15 +47,6 @@ async def _start(script: str, arguments: list[object]) -> Process:
 async def _complaint(process: Process) -> str:
     assert process.stderr is not None
     return (await process.stderr.read()).decode()
-
-
-async def value(fleet: Fleet, query: str) -> Any:
-    """Ask the database itself."""
-    database = open_database(fleet.url)
-    try:
-        return await database.read(lambda connection: connection.execute(text(query)).scalar_one())
-    finally:
-        await database.close()
 
 
 async def test_increments_of_several_processes_lose_nothing(fleet: Fleet) -> None:
