@@ -102,8 +102,8 @@ def shop(stack_of_two: Shop) -> Iterator[Shop]:
 def test_job_of_a_limited_engine_goes_on_with_the_next_one(shop: Shop, remote: Remote) -> None:
     """Claude meets its limit in mid-work on every factory; Codex goes on from there, and one commit has both halves."""
     reset = int(time.time()) + 3600
-    shop.claude.extend([command("claude", "echo first half > one.txt"), claude_limit(reset), claude_limit(reset)])
-    shop.codex.extend([command("codex", "echo second half > two.txt"), Answer("Both are there.")])
+    shop.claude.begin([command("claude", "echo first half > one.txt"), claude_limit(reset), claude_limit(reset)])
+    shop.codex.begin([command("codex", "echo second half > two.txt"), Answer("Both are there.")])
     job_id = shop.submit(remote, "engine-class: agentic-coder")
 
     document = shop.stack.until(job_id, "testing", "failed", "dead_letter", patience_s=PATIENCE_S)
@@ -131,7 +131,7 @@ def test_job_of_a_limited_engine_goes_on_with_the_next_one(shop: Shop, remote: R
 @pytest.mark.req("F6", "L5")
 def test_job_goes_on_with_the_same_engine_where_another_account_is(shop: Shop, remote: Remote) -> None:
     """A limit on one factory: the other one, whose provider answers, goes on from the checkpoint."""
-    shop.claude.extend(
+    shop.claude.begin(
         [
             command("claude", "echo first half > one.txt"),
             claude_limit(time.time() + 3600),
@@ -153,8 +153,8 @@ def test_job_goes_on_with_the_same_engine_where_another_account_is(shop: Shop, r
 def test_job_rests_until_the_first_reset_when_all_are_limited(shop: Shop, remote: Remote) -> None:
     """It is shown as waiting, with the time; then it goes on by itself and finishes."""
     soon, late = int(time.time()) + 60, time.time() + 7200
-    shop.claude.extend([claude_limit(soon), claude_limit(soon)])
-    shop.codex.extend([codex_limit(late), codex_limit(late)])
+    shop.claude.begin([claude_limit(soon), claude_limit(soon)])
+    shop.codex.begin([codex_limit(late), codex_limit(late)])
     job_id = shop.submit(remote, "engine-class: agentic-coder")
 
     def resting() -> dict[str, Any] | None:
@@ -169,7 +169,7 @@ def test_job_rests_until_the_first_reset_when_all_are_limited(shop: Shop, remote
     assert "every engine that could do it rests" in why
     assert "cooldown" in why
 
-    shop.claude.extend([command("claude", "touch one.txt two.txt"), Answer("Done.")])
+    shop.claude.begin([command("claude", "touch one.txt two.txt"), Answer("Done.")])
     document = shop.stack.until(job_id, "testing", "failed", "dead_letter", patience_s=PATIENCE_S)
     assert document["stage"] == "testing", document
     last = document["attempts"][-1]
