@@ -357,7 +357,7 @@ def undrain(factory: Factory, as_json: Json = False) -> int:
 @app.command()
 @guarded
 def release(factory: Factory, as_json: Json = False) -> int:
-    """Let a quarantined factory take jobs again; what it spoilt before counts no more."""
+    """Let a quarantined factory take jobs again, and engines that rest there; what was before counts no more."""
     from cli import switching  # noqa: PLC0415
 
     return switching.order(factory, "release", as_json=as_json)

@@ -64,6 +64,8 @@ MessageT = TypeVar("MessageT", bound=Message)
 MAX_BACKOFF = timedelta(hours=1)
 DEFAULT_COOLDOWN = timedelta(minutes=15)
 """How long an engine is left alone at a place where it cannot work, when nobody says when it can again."""
+LONGEST_COOLDOWN = timedelta(days=35)
+"""No provider's window is longer than a month; a later reset is not believed."""
 SHORTEST_COOLDOWN = timedelta(seconds=1)
 """Doubles with each move of the job, so that one whose engines are limited again and again asks ever less often."""
 SHORTEST_REST = timedelta(seconds=1)
@@ -664,7 +666,7 @@ def _after_failure(
             return _update(_move(state, Stage.DEAD_LETTER), conditions=())
         return _update(_queued_again(state), reclaims=state.reclaims + lost)
     if failure == FailureKind.RATE_LIMITED:
-        until = retry_at if retry_at and retry_at > now else now + DEFAULT_COOLDOWN
+        until = _reset(retry_at, now)
         return _sleep(state, "usage_limit", f"usage limit of the engine's provider: {message}", until)
     retry = state.spec.retry
     if retry is None or failure not in retry.on:
@@ -685,9 +687,13 @@ def _cooldown(
     state: JobState, failure: FailureKind, message: str, retry_at: datetime | None, now: datetime
 ) -> Cooldown:
     """Return how long the engine of the running attempt is left alone there: as it was told, within reason."""
-    told = retry_at if retry_at and retry_at > now else now + DEFAULT_COOLDOWN
     least = min(SHORTEST_COOLDOWN * 2 ** min(state.moves, 16), MAX_BACKOFF)
-    return Cooldown(until=max(told, now + least), reason=f"{failure}: {message}"[:500])
+    return Cooldown(until=max(_reset(retry_at, now), now + least), reason=f"{failure}: {message}"[:500])
+
+
+def _reset(told: datetime | None, now: datetime) -> datetime:
+    """Return the time that a provider told, where it is to come and can be; otherwise a default."""
+    return told if told is not None and now < told <= now + LONGEST_COOLDOWN else now + DEFAULT_COOLDOWN
 
 
 def _sleep(state: JobState, reason: str, message: str, until: datetime) -> JobState:

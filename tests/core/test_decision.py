@@ -328,9 +328,13 @@ def test_operator_wakes_a_resting_job_and_ends_the_cooldowns() -> None:
     assert not any(command.record.end_cooldowns for command in commands if isinstance(command, Write))
 
 
-@pytest.mark.parametrize("told", [None, NOW, NOW - timedelta(hours=1)], ids=["nothing", "now", "the past"])
+@pytest.mark.parametrize(
+    "told",
+    [None, NOW, NOW - timedelta(hours=1), NOW + timedelta(days=36), datetime.max.replace(tzinfo=UTC)],
+    ids=["nothing", "now", "the past", "too late", "never"],
+)
 def test_limit_without_a_time_to_come_gets_a_default(told: datetime | None) -> None:
-    """A provider that does not say when, or says what has passed, is left alone for a quarter of an hour."""
+    """A provider that does not say when, or says what cannot be, is left alone for a quarter of an hour."""
     _, commands = play(fresh(), Started(grant=grant()), limited(told))
     cooldown = last_record(commands).cooldown
     assert cooldown is not None

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.attempt import BuildResult, Grant
+from core.attempt import BuildResult, Grant, parse_answer
 from core.decision import decide
 from core.job import Cooldown, FailureKind, JobSpec, Repository, RetrySpec, Stage
 from core.job_events import Build, Built, Command, Event, Granted, JobState, Parked, Route, Started, Tick, Write
@@ -197,6 +197,15 @@ def test_chain_is_followed_in_order(order: list[str], limited: int) -> None:
         assert (tried, world.rests) == (list(chain[: limited + 1]), [])
     else:
         assert (tried[: len(chain)], len(world.rests)) == (list(chain), 1)
+
+
+def test_reset_without_a_zone_is_a_malformed_answer() -> None:
+    """A factory's time that cannot be compared ends its attempt, and never wedges the workflow."""
+    raw = b'{"job_id":"j","epoch":1,"outcome":"failed","failure":"rate_limited","retry_at":"2026-01-01T00:00:00%s"}'
+    read = [parse_answer(BuildResult, raw % zone, job_id="j", epoch=1) for zone in (b"", b"Z")]
+    assert isinstance(read[0], str)
+    assert "retry_at" in read[0]
+    assert isinstance(read[1], BuildResult)
 
 
 # --- until when -------------------------------------------------------------------------------------------------------
