@@ -7,11 +7,11 @@ the kill switch halts, or beyond a limit, whatever the plan says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, update
 
 from core.attempt import Grant
 from core.job import FailureKind, Stage
@@ -26,6 +26,7 @@ from store.open_job import OpenJob, open_job, open_jobs
 from store.outbox import enqueue_signal
 from store.parents import WAITING, has_parents, wait_state
 from store.seats import end_lease, take_seat
+from store.stops import make_way
 from store.tables import grounds, jobs, leases, locks, runs
 
 
@@ -51,7 +52,7 @@ def admit(connection: Connection, plan: Plan, *, terms: LeaseTerms, now: datetim
     """Turn planned grants into grants, one savepoint each; overtaken jobs are counted when all of them hold."""
     serialise(connection, "admission")
     snapshot = plan.snapshot
-    opened = _open_ready(connection, [planned.job_id for planned in plan.grants], now)
+    opened = _open(connection, plan, now)
     ready = {job.job_id: job for job in snapshot.jobs if job.job_id in opened}
     claims = Claims(read_locks(connection) if any(job.locks or job.claim for job in ready.values()) else ())
     state, room = switch.state(connection), limits.Room(connection, limits.planned(snapshot))
@@ -72,6 +73,9 @@ def admit(connection: Connection, plan: Plan, *, terms: LeaseTerms, now: datetim
     _keep_grounds(connection, plan.grounds(grant.job_id for grant in granted), now)
     if len(granted) == len(plan.grants):
         _note_overtaken(connection, plan.overtaken)
+        for urgent in plan.preemptions:
+            if urgent.victim in opened:
+                make_way(opened[urgent.victim], urgent)
     return Admitted(tuple(granted), skipped=len(plan.grants) - len(granted))
 
 
@@ -83,10 +87,12 @@ def _keep_grounds(connection: Connection, documents: Mapping[str, str], now: dat
         insert_missing(connection, grounds, rows)
 
 
-def _open_ready(connection: Connection, job_ids: Sequence[str], now: datetime) -> dict[str, OpenJob]:
-    """Lock the jobs that are still ready, all at first: so whoever has a seat locked waits for no job."""
-    still_ready = and_(jobs.c.id.in_(job_ids), jobs.c.stage == "queued", jobs.c.held.is_(None))
-    return {job.id: job for job in open_jobs(connection, still_ready, now)}
+def _open(connection: Connection, plan: Plan, now: datetime) -> dict[str, OpenJob]:
+    """Lock the jobs that are still ready or still run, all at first: so whoever has a seat locked waits for no job."""
+    granted, victims = [planned.job_id for planned in plan.grants], [urgent.victim for urgent in plan.preemptions]
+    still_ready = and_(jobs.c.id.in_(granted), jobs.c.stage == "queued", jobs.c.held.is_(None))
+    still_run = and_(jobs.c.id.in_(victims), jobs.c.stage == "building")
+    return {job.id: job for job in open_jobs(connection, or_(still_ready, still_run), now)}
 
 
 def _admit_one(

@@ -60,7 +60,7 @@ class Dispatcher:
         if snapshot is None:
             return Admitted((), skipped=0)
         planned = plan(snapshot, self._cache, limit=limit)
-        if not planned.grants:
+        if not planned.grants and not planned.preemptions:
             return Admitted((), skipped=0)
         admitted = await self._database.write(admission.admit, planned, terms=self._terms, now=now)
         self._fleet.turns = planned.turns_after({grant.job_id for grant in admitted.grants})

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, type_coerce
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select, type_coerce
 
+from core.job import Priority
 from core.router import (
     FactoryView,
     FleetSnapshot,
@@ -21,6 +22,7 @@ from core.router import (
     ProductView,
     ReadyJob,
     RoutingPolicy,
+    RunningJob,
     StationView,
     Turns,
 )
@@ -30,6 +32,7 @@ from store import limits, switch
 from store.attestations import attested_by_factory
 from store.column_types import Unread, as_utc
 from store.database import AnyRow
+from store.stops import PAUSABLE
 from store.tables import factories, jobs, leases, locks, stations
 
 FORGET_BEYOND = 1_000
@@ -52,7 +55,8 @@ _FREE_SEAT = exists().where(
     factories.c.state == "online",
     factories.c.busy < factories.c.seats,
 )
-_GRANTABLE = select(and_(exists().where(_READY), _FREE_SEAT))
+_GRANTABLE = and_(exists().where(_READY), _FREE_SEAT)
+_URGENT = exists().where(_READY, jobs.c.priority == Priority.CRITICAL)
 
 
 class FleetReader:
@@ -71,10 +75,11 @@ class FleetReader:
     ) -> FleetSnapshot | None:
         """Return the present snapshot.
 
-        With `only_if_grantable` None when no job is ready or no seat is free; that answer costs one small query.
+        With `only_if_grantable` None when no job is ready or no seat is free, nor may one be made free for a critical
+        job; that answer costs one small query.
         `including` adds a queued job that is held back, as if it were ready.
         """
-        if only_if_grantable and not connection.execute(_GRANTABLE).scalar_one():
+        if only_if_grantable and not self._anything_to_do(connection):
             return None
         limited = limits.in_force(connection, limits.of_settings(self._policy))
         engines = {name: jobs for (kind, name), jobs in limited.items() if kind == "engine"}
@@ -82,6 +87,7 @@ class FleetReader:
             jobs=self._jobs(connection, including),
             factories=_factories(connection, self._sensitive),
             locks=read_locks(connection),
+            running=_running(connection) if self._policy.limits.preemption else (),
             products=_products(connection, self._policy, limited),
             weights=self._policy.weights,
             limits=self._policy.limits.model_copy(update={"engines": engines}),
@@ -90,6 +96,10 @@ class FleetReader:
             seed=int(now.timestamp()),
         )
         return without_halted(snapshot, switch.in_force(connection))
+
+    def _anything_to_do(self, connection: Connection) -> bool:
+        wanted = or_(_GRANTABLE, _URGENT) if self._policy.limits.preemption else _GRANTABLE
+        return bool(connection.execute(select(wanted)).scalar_one())
 
     def _jobs(self, connection: Connection, including: str | None) -> tuple[ReadyJob, ...]:
         wanted: ColumnElement[bool] = _READY
@@ -116,6 +126,16 @@ class FleetReader:
         )
         self._parsed[row.id] = changing, job
         return job
+
+
+def _running(connection: Connection) -> tuple[RunningJob, ...]:
+    """Return the jobs that may be asked to make way, and those that were."""
+    rows = connection.execute(
+        select(leases, jobs.c.priority, jobs.c.preempted)
+        .join(jobs, jobs.c.id == leases.c.job_id)
+        .where(or_(and_(PAUSABLE, jobs.c.stage == "building"), and_(leases.c.holds_seat, leases.c.yields_to != "")))
+    )
+    return tuple(RunningJob.model_validate(row._asdict()) for row in rows)
 
 
 def read_locks(connection: Connection) -> tuple[LockView, ...]:

@@ -79,6 +79,7 @@ jobs = Table(
     _count("epoch"),
     _count("reclaims"),
     _count("overtaken"),
+    _count("preempted"),  # how often it was paused for a more urgent job
     Column("excluded_factories", Json, nullable=False),
     Column("last_factory", CleanText),
     _text("note"),  # a human's words to the next attempt
@@ -162,7 +163,8 @@ leases = Table(
     _text("accepted_sha"),
     Column("accepted_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
-    Column("stop_requested_at", UtcDateTime),  # an operator cancelled the job; see store.stops
+    Column("stop_requested_at", UtcDateTime),  # the attempt is to stop; see store.stops
+    _text("yields_to"),  # the more urgent job for which it is being paused
     _text("reason"),
     _run(),
     CheckConstraint("state IN ('living', 'accepted', 'lost', 'ended')", name="state"),

@@ -1,4 +1,4 @@
-"""The grounds of decisions, which those of the same plan and the same class share."""
+"""The grounds of decisions, which those of a plan and a class share; who is paused for a more urgent job."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("sha256", name=op.f("pk_grounds")),
     )
     op.execute("UPDATE runs SET decision = '{}'")  # written down in full, with the weights out of order
+
+    op.add_column("jobs", sa.Column("preempted", sa.Integer(), server_default=sa.text("0"), nullable=False))
+    op.add_column("leases", sa.Column("yields_to", CleanText(), server_default=sa.text("''"), nullable=False))
 
 
 def downgrade() -> None:
