@@ -18,7 +18,7 @@ from core.job import FailureKind, Stage
 from core.router import Decision, Plan, PlannedGrant, ReadyJob
 from core.router_claims import Claims
 from core.switch import covering
-from store import audit, limits, switch
+from store import audit, limits, switch, turns
 from store.database import AnyRow, insert_missing, serialise
 from store.edges import take_turn
 from store.fleet_snapshot import read_locks
@@ -49,8 +49,13 @@ class _LostRace(Exception):
 
 
 def admit(connection: Connection, plan: Plan, *, terms: LeaseTerms, now: datetime) -> Admitted:
-    """Turn planned grants into grants, one savepoint each; overtaken jobs are counted when all of them hold."""
+    """Turn planned grants into grants, one savepoint each, or none when somebody else granted anything meanwhile.
+
+    Who was overtaken and whose turn was taken is counted for those that came true.
+    """
     serialise(connection, "admission")
+    if not turns.are_current(connection, plan):
+        return Admitted((), skipped=max(1, len(plan.grants)))
     snapshot = plan.snapshot
     opened = _open(connection, plan, now)
     ready = {job.job_id: job for job in snapshot.jobs if job.job_id in opened}
@@ -70,9 +75,12 @@ def admit(connection: Connection, plan: Plan, *, terms: LeaseTerms, now: datetim
             continue
         claims.take(ready[job.id])
         room.take(job.product_id, planned.engine)
-    _keep_grounds(connection, plan.grounds(grant.job_id for grant in granted), now)
+    admitted = {grant.job_id for grant in granted}
+    if admitted:
+        _keep_grounds(connection, plan.grounds(admitted), now)
+        _note_overtaken(connection, plan.overtaken_if(admitted))
+        turns.keep(connection, plan, admitted)
     if len(granted) == len(plan.grants):
-        _note_overtaken(connection, plan.overtaken)
         for urgent in plan.preemptions:
             if urgent.victim in opened:
                 make_way(opened[urgent.victim], urgent)
@@ -83,8 +91,7 @@ def _keep_grounds(connection: Connection, documents: Mapping[str, str], now: dat
     """Store what decisions rest on, unless the same was stored for an earlier plan."""
     common = {"product_id": audit.WHOLE_FLEET, "at": now}
     rows = [common | {"sha256": digest, "document": text} for digest, text in sorted(documents.items())]
-    if rows:
-        insert_missing(connection, grounds, rows)
+    insert_missing(connection, grounds, rows)
 
 
 def _open(connection: Connection, plan: Plan, now: datetime) -> dict[str, OpenJob]:

@@ -24,7 +24,6 @@ from core.router import (
     RoutingPolicy,
     RunningJob,
     StationView,
-    Turns,
 )
 from core.switch import without_halted
 from core.trust import Claims, count_claims
@@ -34,6 +33,7 @@ from store.column_types import Unread, as_utc
 from store.database import AnyRow
 from store.stops import PAUSABLE
 from store.tables import factories, jobs, leases, locks, stations
+from store.turns import TurnBook
 
 FORGET_BEYOND = 1_000
 """Parsed jobs that may be kept although they wait no more, beside as many as do wait."""
@@ -64,8 +64,7 @@ class FleetReader:
 
     def __init__(self, sensitive: tuple[str, ...], policy: RoutingPolicy) -> None:
         """`sensitive` capabilities count only where they were attested; `policy` is that of the settings."""
-        self.turns = Turns()
-        """Of the plans that this process made: each process that dispatches takes fair turns of its own."""
+        self.turns = TurnBook()
         self._sensitive = sensitive
         self._policy = policy
         self._parsed: dict[str, tuple[tuple[Any, ...], ReadyJob]] = {}
@@ -83,15 +82,16 @@ class FleetReader:
             return None
         limited = limits.in_force(connection, limits.of_settings(self._policy))
         engines = {name: jobs for (kind, name), jobs in limited.items() if kind == "engine"}
+        views, passed_over = _factories(connection, self._sensitive)
         snapshot = FleetSnapshot(
             jobs=self._jobs(connection, including),
-            factories=_factories(connection, self._sensitive),
+            factories=views,
             locks=read_locks(connection),
             running=_running(connection) if self._policy.limits.preemption else (),
             products=_products(connection, self._policy, limited),
             weights=self._policy.weights,
             limits=self._policy.limits.model_copy(update={"engines": engines}),
-            turns=self.turns,
+            turns=self.turns.read(connection, passed_over),
             now=now,
             seed=int(now.timestamp()),
         )
@@ -171,13 +171,14 @@ def _product(name: str, running: int, policy: RoutingPolicy, limited: limits.Lim
     return ProductView(product_id=name, running=running, share=own.share, limit=limit, weights=own.weights)
 
 
-def _factories(connection: Connection, sensitive: tuple[str, ...]) -> tuple[FactoryView, ...]:
+def _factories(connection: Connection, sensitive: tuple[str, ...]) -> tuple[tuple[FactoryView, ...], dict[str, int]]:
+    """Return all factories, and how often each was passed over."""
     by_factory: dict[str, list[StationView]] = {}
     for row in connection.execute(select(stations).order_by(stations.c.factory, stations.c.engine)):
         by_factory.setdefault(row.factory, []).append(_station(row))
-    rows = connection.execute(select(factories).order_by(factories.c.name))
+    rows = connection.execute(select(factories).order_by(factories.c.name)).all()
     attested = attested_by_factory(connection)
-    return tuple(
+    views = tuple(
         _factory(
             row,
             by_factory.get(row.name, ()),
@@ -185,6 +186,7 @@ def _factories(connection: Connection, sensitive: tuple[str, ...]) -> tuple[Fact
         )
         for row in rows
     )
+    return views, {row.name: row.passed_over for row in rows}
 
 
 def _station(row: AnyRow) -> StationView:

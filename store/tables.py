@@ -148,6 +148,20 @@ grounds = Table(
     Column("at", UtcDateTime, nullable=False),
 )
 
+turns = Table(
+    "turns",
+    metadata,
+    Column("kind", CleanText, nullable=False),
+    Column("priority", CleanText, nullable=False),
+    Column("name", CleanText, nullable=False),
+    _product(),
+    Column("level", BigInteger, nullable=False),
+    Column("number", BigInteger, nullable=False),  # grows with every change of any row
+    PrimaryKeyConstraint("kind", "priority", "name"),
+    CheckConstraint("kind IN ('product', 'factory')", name="kind"),
+    Index("ix_turns_number", "number", unique=True),
+)
+
 leases = Table(
     "leases",
     metadata,
@@ -228,6 +242,7 @@ factories = Table(
     Column("drain", Json),  # an operator's order to drain: store.views.DrainOrder
     Column("quarantine", Json),  # why it was quarantined: store.views.Quarantine
     Column("released_at", UtcDateTime),  # what it spoilt before counts no more
+    _count("passed_over"),  # jobs that it could have had since its last one, and that others got
     CheckConstraint("busy >= 0", name="busy"),
     CheckConstraint("state IN ('online', 'offline', 'draining', 'quarantined')", name="state"),
 )
