@@ -42,10 +42,11 @@ STOP_FAILURES: Final = {
     "paused": (FailureKind.CANCELLED, "paused"),
     "drain": (FailureKind.INTERRUPTED, "factory drained"),
     "halted": (FailureKind.INTERRUPTED, "{halt}"),
+    "preempted": (FailureKind.INTERRUPTED, "paused for a more urgent job"),
     "fenced": (FailureKind.LEASE_LOST, "the lease ran out before it could be renewed"),
 }
 
-KEEP_CANDIDATE: Final = ("drain", "halted")
+KEEP_CANDIDATE: Final = ("drain", "halted", "preempted")
 """Ends that do not throw a candidate away which the engine has finished."""
 
 

@@ -258,6 +258,11 @@ class Manifest(Section):
         alias="allowed-scope",
         description="Paths the job may change. Default: the profile's, else everything.",
     )
+    shares_scope: Switch = Field(
+        default=False,
+        alias="shares-scope",
+        description="Lets other jobs work on the same paths of the repository at the same time.",
+    )
     artifacts: Globs | None = Field(default=None, description="Files that are kept beside the commit.")
     deps: Dependencies = Field(default=(), description="Jobs that must be done before this one starts.")
     idempotency_key: Key | None = Field(

@@ -300,6 +300,7 @@ class _Resolver:
         policy = None if isinstance(wanted, Reviewers) else wanted
         self._inherited("review-policy", "review_policy", policy, profile and profile.review_policy, "manual")
         self._scope()
+        self._own("shares-scope", "shares_scope", manifest.shares_scope, False)
         self._check_ship(manifest.ship)
         self._own("ship", "ship", manifest.ship, ShipMode.BRANCH)
         self._own("artifacts", "artifacts", manifest.artifacts or (), ())

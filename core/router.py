@@ -122,7 +122,11 @@ class Plan:
     @cached_property
     def overtaken(self) -> dict[str, int]:
         """Return for each waiting job by how many of the grants it was overtaken; jobs with none are left out."""
-        return overtaken_by(self._state, self.grants)
+        return self.overtaken_if(self._granted)
+
+    def overtaken_if(self, admitted: Collection[str]) -> dict[str, int]:
+        """Return the same, if only these of the granted jobs were really let in."""
+        return overtaken_by(self._state, self.grants, admitted)
 
     def turns_after(self, admitted: Collection[str]) -> Turns:
         """Return what the next plan has to remember, if these of the granted jobs were really let in."""

@@ -8,7 +8,7 @@ at most once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from functools import partial
 from heapq import heapify, heappop, heapreplace
@@ -171,11 +171,11 @@ class Pass:
         reached = self.shares.limit_reached(job.product_id)
         return (*blockers, Blocker(kind="product", name=job.product_id, detail=reached)) if reached else blockers
 
-    def claims_now(self) -> Claims:
-        """Return what is held after the grants; taking more from it changes nothing here."""
+    def claims_after(self, admitted: Collection[str]) -> Claims:
+        """Return what is held after some of the grants; taking more from it changes nothing here."""
         claims = Claims(self.snapshot.locks)
-        for job in self.granted.values():
-            claims.take(job)
+        for job_id in admitted:
+            claims.take(self.granted[job_id])
         return claims
 
     def answers(self, needs: Needs, closed: tuple[Closed, ...] | None = None) -> Answers:

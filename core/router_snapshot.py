@@ -170,6 +170,8 @@ class Turns(Message):
     """Factories at which a seat was given away by fair shares, the latest first, and the level that got it."""
     passed_over: dict[str, int] = Field(default_factory=dict)
     """Jobs that each factory could have had since its last one, and that others got."""
+    number: int = 0
+    """The newest change that is in it, for whoever shares it between several planners."""
 
 
 class FleetSnapshot(Message):

@@ -7,18 +7,18 @@ the kill switch halts, or beyond a limit, whatever the plan says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, update
 
 from core.attempt import Grant
 from core.job import FailureKind, Stage
 from core.router import Decision, Plan, PlannedGrant, ReadyJob
 from core.router_claims import Claims
 from core.switch import covering
-from store import audit, limits, switch
+from store import audit, limits, switch, turns
 from store.database import AnyRow, insert_missing, serialise
 from store.edges import take_turn
 from store.fleet_snapshot import read_locks
@@ -26,6 +26,7 @@ from store.open_job import OpenJob, open_job, open_jobs
 from store.outbox import enqueue_signal
 from store.parents import WAITING, has_parents, wait_state
 from store.seats import end_lease, take_seat
+from store.stops import make_way
 from store.tables import grounds, jobs, leases, locks, runs
 
 
@@ -48,10 +49,15 @@ class _LostRace(Exception):
 
 
 def admit(connection: Connection, plan: Plan, *, terms: LeaseTerms, now: datetime) -> Admitted:
-    """Turn planned grants into grants, one savepoint each; overtaken jobs are counted when all of them hold."""
+    """Turn planned grants into grants, one savepoint each, or none when somebody else granted anything meanwhile.
+
+    Who was overtaken and whose turn was taken is counted for those that came true.
+    """
     serialise(connection, "admission")
+    if not turns.are_current(connection, plan):
+        return Admitted((), skipped=max(1, len(plan.grants)))
     snapshot = plan.snapshot
-    opened = _open_ready(connection, [planned.job_id for planned in plan.grants], now)
+    opened = _open(connection, plan, now)
     ready = {job.job_id: job for job in snapshot.jobs if job.job_id in opened}
     claims = Claims(read_locks(connection) if any(job.locks or job.claim for job in ready.values()) else ())
     state, room = switch.state(connection), limits.Room(connection, limits.planned(snapshot))
@@ -69,9 +75,15 @@ def admit(connection: Connection, plan: Plan, *, terms: LeaseTerms, now: datetim
             continue
         claims.take(ready[job.id])
         room.take(job.product_id, planned.engine)
-    _keep_grounds(connection, plan.grounds(grant.job_id for grant in granted), now)
+    admitted = {grant.job_id for grant in granted}
+    if admitted:
+        _keep_grounds(connection, plan.grounds(admitted), now)
+        _note_overtaken(connection, plan.overtaken_if(admitted))
+        turns.keep(connection, plan, admitted)
     if len(granted) == len(plan.grants):
-        _note_overtaken(connection, plan.overtaken)
+        for urgent in plan.preemptions:
+            if urgent.victim in opened:
+                make_way(opened[urgent.victim], urgent)
     return Admitted(tuple(granted), skipped=len(plan.grants) - len(granted))
 
 
@@ -79,14 +91,15 @@ def _keep_grounds(connection: Connection, documents: Mapping[str, str], now: dat
     """Store what decisions rest on, unless the same was stored for an earlier plan."""
     common = {"product_id": audit.WHOLE_FLEET, "at": now}
     rows = [common | {"sha256": digest, "document": text} for digest, text in sorted(documents.items())]
-    if rows:
-        insert_missing(connection, grounds, rows)
+    insert_missing(connection, grounds, rows)
 
 
-def _open_ready(connection: Connection, job_ids: Sequence[str], now: datetime) -> dict[str, OpenJob]:
-    """Lock the jobs that are still ready, all at first: so whoever has a seat locked waits for no job."""
-    still_ready = and_(jobs.c.id.in_(job_ids), jobs.c.stage == "queued", jobs.c.held.is_(None))
-    return {job.id: job for job in open_jobs(connection, still_ready, now)}
+def _open(connection: Connection, plan: Plan, now: datetime) -> dict[str, OpenJob]:
+    """Lock the jobs that are still ready or still run, all at first: so whoever has a seat locked waits for no job."""
+    granted, victims = [planned.job_id for planned in plan.grants], [urgent.victim for urgent in plan.preemptions]
+    still_ready = and_(jobs.c.id.in_(granted), jobs.c.stage == "queued", jobs.c.held.is_(None))
+    still_run = and_(jobs.c.id.in_(victims), jobs.c.stage == "building")
+    return {job.id: job for job in open_jobs(connection, or_(still_ready, still_run), now)}
 
 
 def _admit_one(

@@ -131,6 +131,13 @@ def insert_missing(connection: Connection, table: Table, rows: Sequence[dict[str
     connection.execute(_insert(connection, table).on_conflict_do_nothing(), rows)
 
 
+def upsert(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Insert rows, or put their other columns in the place of what is there under their key."""
+    insert = _insert(connection, table)
+    others = {column.name: insert.excluded[column.name] for column in table.columns if not column.primary_key}
+    connection.execute(insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=others), rows)
+
+
 def _insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 

@@ -11,6 +11,7 @@ from store import admission
 from store.admission import Admitted, LeaseTerms
 from store.database import Database
 from store.fleet_snapshot import FleetReader
+from store.turns import tell_passed_over
 
 MAX_PASSES = 5
 """Passes in a row while other processes win races against ours; what is left then waits for the next call."""
@@ -60,8 +61,10 @@ class Dispatcher:
         if snapshot is None:
             return Admitted((), skipped=0)
         planned = plan(snapshot, self._cache, limit=limit)
-        if not planned.grants:
+        if not planned.grants and not planned.preemptions:
             return Admitted((), skipped=0)
         admitted = await self._database.write(admission.admit, planned, terms=self._terms, now=now)
-        self._fleet.turns = planned.turns_after({grant.job_id for grant in admitted.grants})
+        self._fleet.turns.passed(planned, {grant.job_id for grant in admitted.grants})
+        if grown := self._fleet.turns.take_grown(planned.snapshot.limits.factory_bound):
+            await self._database.write(tell_passed_over, grown)
         return admitted

@@ -25,7 +25,7 @@ def take_seat(connection: Connection, factory: str, engine: str, now: datetime) 
     host: str | None = connection.execute(
         update(factories)
         .where(factories.c.name == factory, factories.c.state == "online", factories.c.busy < factories.c.seats)
-        .values(busy=factories.c.busy + 1)
+        .values(busy=factories.c.busy + 1, passed_over=0)
         .returning(factories.c.host)
     ).scalar_one_or_none()
     if host is None:

@@ -79,6 +79,7 @@ jobs = Table(
     _count("epoch"),
     _count("reclaims"),
     _count("overtaken"),
+    _count("preempted"),  # how often it was paused for a more urgent job
     Column("excluded_factories", Json, nullable=False),
     Column("last_factory", CleanText),
     _text("note"),  # a human's words to the next attempt
@@ -148,6 +149,20 @@ grounds = Table(
     Column("at", UtcDateTime, nullable=False),
 )
 
+turns = Table(
+    "turns",
+    metadata,
+    Column("kind", CleanText, nullable=False),
+    Column("priority", CleanText, nullable=False),
+    Column("name", CleanText, nullable=False),
+    _product(),
+    Column("level", BigInteger, nullable=False),
+    Column("number", BigInteger, nullable=False),  # grows with every change of any row
+    PrimaryKeyConstraint("kind", "priority", "name"),
+    CheckConstraint("kind IN ('product', 'factory')", name="kind"),
+    Index("ix_turns_number", "number", unique=True),
+)
+
 leases = Table(
     "leases",
     metadata,
@@ -163,7 +178,8 @@ leases = Table(
     _text("accepted_sha"),
     Column("accepted_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
-    Column("stop_requested_at", UtcDateTime),  # an operator cancelled the job; see store.stops
+    Column("stop_requested_at", UtcDateTime),  # the attempt is to stop; see store.stops
+    _text("yields_to"),  # the more urgent job for which it is being paused
     _text("reason"),
     _run(),
     CheckConstraint("state IN ('living', 'accepted', 'lost', 'ended')", name="state"),
@@ -227,6 +243,7 @@ factories = Table(
     Column("drain", Json),  # an operator's order to drain: store.views.DrainOrder
     Column("quarantine", Json),  # why it was quarantined: store.views.Quarantine
     Column("released_at", UtcDateTime),  # what it spoilt before counts no more
+    _count("passed_over"),  # jobs that it could have had since its last one, and that others got
     CheckConstraint("busy >= 0", name="busy"),
     CheckConstraint("state IN ('online', 'offline', 'draining', 'quarantined')", name="state"),
 )

@@ -107,6 +107,7 @@ FIELDS: list[tuple[str, str, object, list[tuple[str, object]]]] = [
         ('allowed-scope: ["src/**", "!src/x"]', ("src/**", "!src/x")),
         ("allowed-scope: src", ("src",)),
     ]),
+    ("shares-scope", "shares_scope", False, [("shares-scope: true", True), ("shares-scope: no", False)]),
     ("artifacts", "artifacts", None, [("artifacts: [coverage, 'shots/*.png']", ("coverage", "shots/*.png"))]),
     ("deps", "deps", (), [
         ("deps: j-1", (DependsOn(job="j-1"),)),
