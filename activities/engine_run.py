@@ -22,7 +22,7 @@ from activities import artifacts, git
 from activities.briefing import SCRIPT_CLASSES, brief
 from activities.factory import FactoryContext
 from activities.fence import job_ref, opened, wip_ref
-from activities.heartbeat import keep_beating
+from activities.heartbeat import Lease, keep_beating
 from activities.output import LAST_WORDS_S, EngineOutput
 from activities.supervision import GitPlan, RunExit, RunSpec, SupervisedRun, SupervisorDied
 from activities.workspace import Worktree, clear, store
@@ -32,8 +32,6 @@ from core.job import FailureKind, RepositoryKind
 from core.switch import Halt
 from engines.base import Engine, EngineOutcome, EngineRun
 
-LEASE_MARGIN: Final = 0.2
-"""Part of the lease's life, three seconds at the most, by which a run ends before the lease does."""
 PUSH_PAUSES_S: Final = (0.5, 2.0)
 """Waits before a push that did not reach the remote is tried again."""
 STOP_FAILURES: Final = {
@@ -45,6 +43,8 @@ STOP_FAILURES: Final = {
     "fenced": (FailureKind.LEASE_LOST, "the lease ran out before it could be renewed"),
 }
 
+CONFIRM_S: Final = 3.0
+"""Longest wait for the ledger's word on whether an attempt still counts."""
 KEEP_CANDIDATE: Final = ("drain", "halted")
 """Ends that do not throw a candidate away which the engine has finished."""
 
@@ -61,11 +61,15 @@ class EngineActivities:
         attempt = Attempt(self._context, request)
         with self._context.running.present(request.job_id, request.epoch, attempt):
             running = asyncio.create_task(attempt.run())
-            try:
-                return await asyncio.shield(running)
-            except asyncio.CancelledError:
-                attempt.stop(_reason_of(activity.cancellation_details()))
-                return await running
+            while True:
+                try:
+                    return await asyncio.shield(running)
+                except asyncio.CancelledError:
+                    if running.done():
+                        raise
+                    reason = _reason_of(activity.cancellation_details())
+                    if reason is not None:
+                        attempt.stop(reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +97,27 @@ class Attempt:
         self._run: SupervisedRun | None = None
         self._output: EngineOutput | None = None
         self._began = time.monotonic()
-        self._acknowledged = self._began
+        self._lease = Lease(request.grant.lease_ttl_s)
+        self._unknown_to_temporal = False
+        """Temporal has given the activity up: what it returns reaches nobody."""
         self._checkpoint = request.grant.checkpoint_sha
 
     async def run(self) -> BuildResult:
         """Live the attempt under its lease."""
         if (halt := self._context.orders.stopping(*self._work)) is not None:
             return self._failed(FailureKind.INTERRUPTED, str(halt))
-        watches = (self._keep_lease(), self._watch_drain(), self._watch_hand_over(), self._watch_halts())
+        watches = (
+            self._keep_lease(),
+            self._watch_lease(),
+            self._watch_drain(),
+            self._watch_hand_over(),
+            self._watch_halts(),
+        )
         watching = [asyncio.create_task(watch) for watch in watches]
         try:
             result = await self._guarded()
             if result.outcome == "failed":  # before the next epoch begins, after which nothing of this one is taken
-                await self._reports.flush(LAST_WORDS_S)
+                await self._tell_failure(result)
             return result
         finally:
             for task in watching:
@@ -140,6 +152,14 @@ class Attempt:
             await self._context.workspaces.remove(place.worktree)
         return result
 
+    async def _tell_failure(self, result: BuildResult) -> None:
+        if not self._unknown_to_temporal or result.failure == FailureKind.LEASE_LOST:
+            await self._reports.flush(LAST_WORDS_S)
+            return
+        with suppress(GigafactoryError, TimeoutError):  # then the lease runs out, and the job goes on all the same
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self._reports.deliver(result)
+
     # --- stopping -----------------------------------------------------------------------------------------------------
 
     def stop(self, reason: str) -> None:
@@ -153,18 +173,57 @@ class Attempt:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
 
     async def _keep_lease(self) -> None:
-        ended = await keep_beating(self._request.grant.beat_s, details=self._details, acknowledged=self._on_beat)
-        self.stop("fenced" if ended == "lost" else ended)
+        """Beat; where Temporal does not answer, or knows the activity no more, the ledger keeps the lease."""
+        beat_s = self._request.grant.beat_s
+        ended = await keep_beating(
+            beat_s, details=self._details, lease=self._lease, renewed=self._renewed, unheard=self._confirm
+        )
+        if ended != "lost":
+            self.stop(ended)
+            return
+        self._unknown_to_temporal = True
+        while not self._stopping.done():
+            confirmed = await self._confirm()
+            await asyncio.sleep(beat_s if confirmed else min(beat_s, 0.5))
 
-    def _on_beat(self) -> None:
-        self._acknowledged = time.monotonic()
+    async def _watch_lease(self) -> None:
+        """End the attempt when its lease is over, unless it ran out unseen and the ledger says that it still counts."""
+        await self._lease.over()
+        while await self._confirm():
+            await self._lease.over()
+        self.stop("fenced")
+
+    async def _confirm(self) -> bool:
+        """Ask the ledger whether the attempt still counts; a yes renews the lease, no answer changes nothing."""
+        asked_at = self._lease.asked()
+        try:
+            async with asyncio.timeout(CONFIRM_S):
+                stop = await self._reports.confirm()
+        except StaleEpoch:
+            self.stop("fenced")
+            return False
+        except (GigafactoryError, TimeoutError):
+            return False
+        if stop:
+            self.stop(stop)
+        activity.heartbeat()  # only for the SDK's own timer
+        self._lease.renew(asked_at)
+        self._renewed()
+        return True
+
+    async def _assure(self) -> None:
+        """Return when the attempt may write.
+
+        Raises:
+            StaleEpoch: its lease ran out, and the ledger does not say that it counts all the same.
+
+        """
+        if self._lease.left_s <= 0 and not await self._confirm():
+            raise StaleEpoch(f"the lease of epoch {self._request.epoch} ran out before this could be written")
+
+    def _renewed(self) -> None:
         if self._run is not None:
-            self._run.beat(self._lease_left())
-
-    def _lease_left(self) -> float:
-        """Return the seconds that the engine may run on without another acknowledged beat."""
-        ttl = self._request.grant.lease_ttl_s
-        return max(0.1, self._acknowledged + ttl - min(3.0, ttl * LEASE_MARGIN) - time.monotonic())
+            self._run.beat(self._lease.until)
 
     def _details(self) -> Mapping[str, Any]:
         output = self._output
@@ -237,10 +296,11 @@ class Attempt:
         """Push under the fence.
 
         Raises:
-            StaleEpoch: the remote knows a newer epoch of this job.
+            StaleEpoch: the remote knows a newer epoch of this job, or the lease ran out.
             WorkspaceError: the remote is out of reach.
 
         """
+        await self._assure()
         for pause in PUSH_PAUSES_S:
             try:
                 pushed = await git.push(mirror, self._repository.url, refspecs)
@@ -309,7 +369,7 @@ class Attempt:
             timeout_s=float(self._spec.timeout_s),
             grace_s=settings.stop_grace_s,
             stdin=stdin,
-            lease_s=self._lease_left(),
+            lease_until=self._lease.until,
             checkpoint_s=settings.checkpoint_s,
             git=place.plan,
             api=self._context.api,
@@ -433,6 +493,7 @@ class Attempt:
         """
         if result.outcome != "succeeded":
             return
+        await self._assure()
         delivering = asyncio.create_task(self._reports.deliver(result))
         await self._first(delivering)
         if not delivering.done() and self._stopping.result() not in KEEP_CANDIDATE:
@@ -456,13 +517,16 @@ class Attempt:
         )
 
 
-def _reason_of(details: activity.ActivityCancellationDetails | None) -> str:
-    """Return why the SDK wants the activity to end, in the words of `STOP_FAILURES`."""
+def _reason_of(details: activity.ActivityCancellationDetails | None) -> str | None:
+    """Return why the SDK wants the activity to end, in the words of `STOP_FAILURES`.
+
+    None: because Temporal does not know it any more, which our own heartbeat finds out, and asks the ledger.
+    """
     if details is None or details.cancel_requested:
         return "cancelled"
     if details.worker_shutdown:
         return "drain"
-    return "paused" if details.paused else "fenced"
+    return "paused" if details.paused else None
 
 
 def _fresh_folder(folder: Path) -> None:

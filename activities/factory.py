@@ -82,6 +82,16 @@ class AttemptReports(Protocol):
         """
         ...
 
+    async def confirm(self) -> Literal["", "cancelled"]:
+        """Tell the ledger that the attempt lives, so that it keeps the lease; return why it is to stop, if it is.
+
+        Raises:
+            StaleEpoch: the attempt's lease is gone; nothing of it counts any more.
+            GigafactoryError: the API does not answer, or not as it should.
+
+        """
+        ...
+
     async def flush(self, limit_s: float) -> None:
         """Send what waits now, and wait for that as long as `limit_s`."""
         ...

@@ -127,6 +127,8 @@ def factories(*, capabilities: bool, as_json: bool) -> ExitCode:
     for factory in found["factories"]:
         if factory["activity"]["reason"]:
             output.note(f"{factory['name']} takes no further job: {factory['activity']['reason']}")
+        if absence := factory["status"].get("absence"):
+            output.note(f"{factory['name']}: {absence['message']} (noticed {words.age(absence['at'], now)} ago)")
         for station in factory["stations"]:
             if not station["usable"] and station["repair"]:
                 output.note(f"{factory['name']}/{station['engine']}: {station['repair']}")

@@ -154,6 +154,8 @@ leases = Table(
     Column("accepted_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
     Column("stop_requested_at", UtcDateTime),  # an operator cancelled the job; see store.stops
+    Column("confirmed_at", UtcDateTime),  # the attempt last told of itself, since Temporal could not
+    Column("adopted_at", UtcDateTime),  # its heartbeat is gone for good, and the ledger keeps the lease
     _text("reason"),
     _run(),
     CheckConstraint("state IN ('living', 'accepted', 'lost', 'ended')", name="state"),

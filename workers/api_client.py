@@ -86,6 +86,17 @@ class FactoryApi:
         if await self._linked("report", body, job_id=job_id, epoch=epoch) is None:
             await self._post(f"/fleet/attempts/{job_id}/{epoch}/report", json=body)
 
+    async def confirm(self, job_id: str, epoch: int) -> Literal["", "cancelled"]:
+        """Tell that an attempt lives although Temporal cannot say so; return why it is to stop, if it is.
+
+        Raises:
+            StaleEpoch: the attempt's lease is gone.
+            Unavailable: the API is away.
+
+        """
+        answer = await self._post(f"/fleet/attempts/{job_id}/{epoch}/alive", json={})
+        return "cancelled" if answer.get("stop") == "cancelled" else ""
+
     async def upload(
         self,
         job_id: str,

@@ -201,6 +201,10 @@ class SpooledReports:
         finally:
             self._result = None
 
+    async def confirm(self) -> Literal["", "cancelled"]:
+        """Tell the ledger that the attempt lives; return why it is to stop, if it is."""
+        return await self._spool.api.confirm(self._job_id, self._epoch)
+
     async def upload(self, path: str, body: bytes, *, kind: Literal["file", "diff", "log"], media_type: str) -> None:
         """Store one captured file; a small one travels with the next report."""
         if len(body) <= SMALL_FILE_BYTES:

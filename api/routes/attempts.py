@@ -153,6 +153,20 @@ class Accepted(Document):
     accepted: bool = True
 
 
+class Confirmed(Document):
+    """Answer to an attempt that says it lives: its lease is kept, for as long as a lease lasts."""
+
+    stop: Literal["", "cancelled"] = ""
+    """Why it is to end all the same; empty: it may go on."""
+
+
+@router.post("/{job_id}/{epoch}/alive")
+async def confirm_attempt(parts: Parts, job_id: JobId, epoch: Epoch) -> Confirmed:
+    """Keep the lease of an attempt that Temporal cannot hear, or has given up; 409 `stale_epoch`: it has to stop."""
+    wanted_to_stop = await parts.ledger.confirm_lease(job_id, epoch, utc_now())
+    return Confirmed(stop="cancelled" if wanted_to_stop else "")
+
+
 @router.post("/{job_id}/{epoch}/report")
 async def report_attempt(parts: Parts, job_id: JobId, epoch: Epoch, report: Report) -> Accepted:
     """Take in what an attempt tells. Sending the same report again changes nothing."""
@@ -168,13 +182,15 @@ async def take_report(parts: Backend, job_id: str, epoch: int, report: Report) -
     try:
         for file, entry in zip(report.files, files, strict=True):
             drafts.append(await asyncio.to_thread(Draft.of, FilePath(entry.location), file.body))
-        await parts.ledger.report(job_id, epoch, _told(report, files), utc_now())
+        ack = await parts.ledger.report(job_id, epoch, _told(report, files), utc_now())
         for draft in drafts:  # not before the ledger took it: a stale attempt must not change a file
             await asyncio.to_thread(draft.publish)
     finally:
         for draft in drafts:
             draft.discard()
     parts.wakeups.notify(job_id)
+    if ack.told:
+        parts.dispatcher.wake()
 
 
 def _told(report: Report, files: tuple[ArtifactFile, ...]) -> AttemptReport:
