@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Connection, and_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, exists, select, update
 
 from core.attempt import BuildResult, DeathCertificate, Grant
 from core.errors import Conflict, StaleEpoch
@@ -20,7 +20,7 @@ from store.database import AnyRow, Refused
 from store.open_job import OpenJob, no_such_job, open_job
 from store.outbox import enqueue_signal
 from store.seats import end_lease
-from store.tables import jobs, leases, runs
+from store.tables import events, jobs, leases, runs
 from store.views import LeaseState
 
 MAX_REFUSED_EVENTS = 20
@@ -129,6 +129,21 @@ def factory_of(connection: Connection, job_id: str, epoch: int) -> str | None:
 def guard(connection: Connection, job_id: str, epoch: int, *, kind: str, content: object, now: datetime) -> None:
     """Refuse, with a trace, what does not pass the fence."""
     fence(connection, job_id, epoch, kind=kind, content=content, now=now)
+
+
+def note_quarantined(
+    connection: Connection, job_id: str, epoch: int, *, ref: str, sha: str, message: str, now: datetime
+) -> bool:
+    """Note, once, where the work lies that a lost attempt finished; it changes nothing about the job."""
+    job = open_job(connection, job_id, now)
+    lease = _lease(connection, job_id, epoch) if 0 < epoch <= job.row.epoch else None
+    known = exists().where(events.c.job_id == job_id, events.c.epoch == epoch, events.c.type == "attempt.quarantined")
+    if lease is None or lease.state == "living" or connection.execute(select(known)).scalar_one():
+        return False
+    told = f"{message}; its work lies at {ref} and is never applied"
+    job.event("attempt.quarantined", told, {"ref": ref, "sha": sha, "factory": lease.factory}, epoch=epoch)
+    job.save()
+    return True
 
 
 # --- a lease without a heartbeat -------------------------------------------------------------------------------------

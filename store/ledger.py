@@ -306,6 +306,19 @@ class Ledger:
         """
         return await self._database.write(attempts.adopt, job_id, epoch, now, stop=stop)
 
+    async def note_quarantined(
+        self, job_id: str, epoch: int, *, ref: str, sha: str, message: str, now: datetime
+    ) -> bool:
+        """Note where the work lies that an attempt finished after its lease was lost; False: known, or nothing lost.
+
+        Raises:
+            NotFound: there is no such job.
+
+        """
+        return await self._database.write(
+            attempts.note_quarantined, job_id, epoch, ref=ref, sha=sha, message=message, now=now
+        )
+
     async def accepted_result(self, job_id: str, epoch: int) -> BuildResult | None:
         """Return what was accepted from `epoch`, for a workflow that did not hear of it."""
         return await self._database.read(attempts.accepted_result, job_id, epoch)

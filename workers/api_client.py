@@ -97,6 +97,11 @@ class FactoryApi:
         answer = await self._post(f"/fleet/attempts/{job_id}/{epoch}/alive", json={})
         return "cancelled" if answer.get("stop") == "cancelled" else ""
 
+    async def quarantined(self, job_id: str, epoch: int, *, ref: str, sha: str, message: str) -> None:
+        """Tell where the work of an attempt lies that was finished after its lease was lost."""
+        body = {"ref": ref, "sha": sha, "message": message}
+        await self._post(f"/fleet/attempts/{job_id}/{epoch}/quarantined", json=body)
+
     async def upload(
         self,
         job_id: str,

@@ -201,6 +201,16 @@ class SpooledReports:
         finally:
             self._result = None
 
+    async def quarantined(self, ref: str, sha: str, message: str) -> None:
+        """Tell where the work lies that was finished without a lease; waits for as long as the API is away."""
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._spool.api.quarantined(self._job_id, self._epoch, ref=ref, sha=sha, message=message)
+            except Unavailable:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE_S)
+
     async def confirm(self) -> Literal["", "cancelled"]:
         """Tell the ledger that the attempt lives; return why it is to stop, if it is."""
         return await self._spool.api.confirm(self._job_id, self._epoch)

@@ -167,6 +167,30 @@ async def confirm_attempt(parts: Parts, job_id: JobId, epoch: Epoch) -> Confirme
     return Confirmed(stop="cancelled" if wanted_to_stop else "")
 
 
+class Quarantined(Document):
+    """Where the work lies that an attempt finished after it had lost its lease."""
+
+    ref: str = Field(max_length=200, pattern=r"^refs/gigafactory/quarantine/[^\s]+$")
+    sha: Sha
+    message: str = Field(default="", max_length=2000)
+    """How it ended."""
+
+
+@router.post("/{job_id}/{epoch}/quarantined")
+async def note_quarantined(parts: Parts, job_id: JobId, epoch: Epoch, kept: Quarantined) -> Accepted:
+    """Note what an attempt finished without a lease, so that it can be seen; nothing of it is ever applied.
+
+    A lease that it still has is given up with that. `accepted` is false when all that was known.
+    """
+    if await parts.ledger.mark_lost(job_id, epoch, "the attempt gave its lease up", "", now=utc_now()):
+        parts.dispatcher.wake()
+    noted = await parts.ledger.note_quarantined(
+        job_id, epoch, ref=kept.ref, sha=kept.sha, message=kept.message, now=utc_now()
+    )
+    parts.wakeups.notify(job_id)
+    return Accepted(accepted=noted)
+
+
 @router.post("/{job_id}/{epoch}/report")
 async def report_attempt(parts: Parts, job_id: JobId, epoch: Epoch, report: Report) -> Accepted:
     """Take in what an attempt tells. Sending the same report again changes nothing."""

@@ -43,6 +43,8 @@ class NotedReports:
     starts: list[Mapping[str, Any]] = field(default_factory=list)
     flushes: int = 0
     stale: bool = False
+    kept: list[tuple[str, str]] = field(default_factory=list)
+    """What was finished in quarantine: ref and commit."""
     confirmed: list[str] = field(default_factory=list)
     """Answers to `confirm`; `away`: the API does not answer."""
     confirm_with: Literal["", "cancelled", "stale", "away"] = "away"
@@ -63,6 +65,9 @@ class NotedReports:
         if self.stale:
             raise StaleEpoch("the lease is lost")
         self.delivered.append(result)
+
+    async def quarantined(self, ref: str, sha: str, message: str) -> None:
+        self.kept.append((ref, sha))
 
     async def confirm(self) -> Literal["", "cancelled"]:
         self.confirmed.append(self.confirm_with)

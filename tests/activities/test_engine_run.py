@@ -15,7 +15,7 @@ import pytest
 from activities import artifacts
 from activities.clock import boot_time
 from activities.engine_run import EngineActivities
-from activities.fence import job_ref, opened, wip_ref
+from activities.fence import job_ref, opened, quarantine_ref, wip_ref
 from activities.heartbeat import Lease
 from activities.supervision import RunExit
 from core.attempt import BuildResult, Resume
@@ -183,6 +183,68 @@ async def test_ledger_s_word_ends_what_temporal_has_given_up(bench: Bench, word:
     assert built.failure == failure
     assert birth_of(pid) is None
     assert bench.reports.delivered == ([built] if word == "cancelled" else [])
+
+
+@pytest.mark.req("F5")
+@pytest.mark.parametrize("when", ["while it runs", "at its end"])
+async def test_engine_that_may_finish_without_a_lease_leaves_its_work_in_quarantine(
+    bench: Bench, remote: Checkout, when: str
+) -> None:
+    """The seat is free at once; the engine ends by itself; what it did lies on a ref of its own and nowhere else."""
+    script = "echo up > up; while [ ! -e stop ]; do sleep 0.05; done; rm stop up; echo whole > new.txt"
+    spec = bench.spec(script, on_lease_loss="finish-quarantined")
+    task = asyncio.create_task(bench.build(spec))
+    work = bench.context.paths.attempt("j-1", 1) / "work"
+    await appears(work / "up")
+    if when == "while it runs":
+        bench.reports.confirm_with, bench.handle.answer = "stale", "gone"
+        built = await asyncio.wait_for(task, 20)
+        assert bench.context.running.all() == (("j-1", 1),)
+    else:
+        bench.reports.stale = True
+    (work / "stop").touch()
+    async with asyncio.timeout(20):
+        while not bench.reports.kept:
+            await asyncio.sleep(0.02)
+    built = await asyncio.wait_for(task, 20)
+    assert (built.failure, built.candidate_sha) == (FailureKind.LEASE_LOST, "")
+    ((ref, sha),) = bench.reports.kept
+    assert (ref, remote.ref(ref)) == (quarantine_ref("j-1", 1), sha)
+    assert remote.git("show", f"{sha}:new.txt") == "whole"
+    assert bench.reports.delivered == []
+    if when == "while it runs":
+        assert remote.ref(wip_ref("j-1", 1)) == ""
+    async with asyncio.timeout(20):
+        while bench.context.running.all():
+            await asyncio.sleep(0.02)
+
+
+async def test_engine_that_finishes_without_a_lease_can_still_be_stopped(bench: Bench) -> None:
+    """A drain, like a cancel or the kill switch, ends it."""
+    spec = bench.spec("echo $$ > pid; sleep 600", on_lease_loss="finish-quarantined")
+    task = asyncio.create_task(bench.build(spec))
+    pid = int(await appears(bench.context.paths.attempt("j-1", 1) / "work" / "pid"))
+    bench.reports.confirm_with, bench.handle.answer = "stale", "gone"
+    assert (await asyncio.wait_for(task, 20)).failure == FailureKind.LEASE_LOST
+    assert birth_of(pid) is not None
+    bench.context.draining.set()
+    async with asyncio.timeout(20):
+        while bench.context.running.all():
+            await asyncio.sleep(0.02)
+    assert birth_of(pid) is None
+
+
+async def test_work_in_a_directory_never_goes_on_without_a_lease(tmp_path: Path, bench: Bench) -> None:
+    """There nothing would keep it apart from what the next attempt does."""
+    place = tmp_path / "plain"
+    place.mkdir()
+    repository = Repository(kind=RepositoryKind.DIRECTORY, url=str(place), host="box")
+    spec = bench.spec("echo $$ > pid; sleep 600", on_lease_loss="finish-quarantined", repository=repository)
+    task = asyncio.create_task(bench.build(spec))
+    pid = int(await appears(place / "pid"))
+    bench.reports.confirm_with, bench.handle.answer = "stale", "gone"
+    assert (await asyncio.wait_for(task, 20)).failure == FailureKind.LEASE_LOST
+    assert birth_of(pid) is None
 
 
 async def test_failure_of_an_attempt_that_temporal_has_given_up_is_handed_in(bench: Bench) -> None:

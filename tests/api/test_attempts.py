@@ -294,3 +294,22 @@ async def test_result_of_an_adopted_attempt_wakes_who_delivers_signals(api: Api,
     body = report(result={"sha": SHA})
     assert (await api.factory.post(f"/fleet/attempts/{job_id}/1/report", json=body)).status_code == 200
     assert api.dispatcher.wakes == wakes + 1
+
+
+@pytest.mark.req("F5")
+async def test_work_that_was_finished_without_a_lease_is_shown_once_and_changes_nothing(
+    api: Api, manifest: Manifest
+) -> None:
+    """Its ref is in the job's events; the lease is given up with it, and no candidate comes of it."""
+    job_id = await running(api, manifest)
+    path, ref = f"/fleet/attempts/{job_id}/1/quarantined", f"refs/gigafactory/quarantine/{job_id}/1"
+    body = {"ref": ref, "sha": SHA, "message": "the engine ended without a lease (exited)"}
+    answers = [(await api.factory.post(path, json=body)).json() for _ in range(2)]
+    assert answers == [{"accepted": True}, {"accepted": False}]
+    events = (await api.user.get(f"/fleet/jobs/{job_id}/events")).json()["events"]
+    (kept,) = [event for event in events if event["type"] == "attempt.quarantined"]
+    assert (kept["data"]["ref"], kept["data"]["sha"], kept["epoch"]) == (ref, SHA, 1)
+    document = (await api.user.get(f"/fleet/jobs/{job_id}")).json()
+    assert (document["attempts"][0]["outcome"], document["candidate_sha"]) == ("lease_lost", "")
+    wrong = await api.factory.post(path, json=body | {"ref": "refs/heads/main"})
+    assert wrong.status_code == 422

@@ -328,6 +328,7 @@ def test_provenance_shows_every_field_of_the_manifest_once() -> None:
     assert set(names) == {
         "title", "profile", "product", "repo", "base", "engine", "engine-class", "engine-preference", "model",
         "allowed-tools", "capabilities", "prefers", "priority", "lock", "yolo", "timeout", "retry", "budget", "verify",
+        "on-lease-loss",
         "review-policy", "allowed-scope", "ship", "artifacts", "deps", "idempotency-key", "tracker-item",
     }  # fmt: skip
 
