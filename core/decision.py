@@ -358,7 +358,7 @@ def _on_step_broken(state: JobState, event: StepBroken, now: datetime) -> Decisi
         return _stopped(state, None, now)
     if event.step == "ship":
         return _gate_blocked(state, event.message, {"failure": event.failure})
-    return _attempt_failed(state, event.failure, event.message, now)
+    return _attempt_failed(state, event.failure, event.message, now, began=event.began)
 
 
 def _on_lease_lost(state: JobState, event: LeaseLost, now: datetime) -> Decision:
@@ -596,6 +596,7 @@ def _attempt_failed(
     result: BuildResult | None = None,
     verdict: Verdict | None = None,
     entries: tuple[Entry, ...] = (),
+    began: bool = True,
 ) -> Decision:
     """Decide between another attempt, a sleep, `failed` and `dead_letter`."""
     line = f"epoch {state.epoch} on {_where(state)}: {failure}: {message}"[:500]
@@ -605,7 +606,7 @@ def _attempt_failed(
         story=(*state.story, line)[-STORY_LINES:],
         resume=_resume_after(state, failure, message, result, verdict),
     )
-    onward = _after_failure(told, failure, message, result.retry_at if result else None, now)
+    onward = _after_failure(told, failure, message, result.retry_at if result else None, now, began=began)
     record = Record(
         path=(onward.stage,),
         epoch=state.epoch,
@@ -629,11 +630,11 @@ def _attempt_failed(
 
 
 def _after_failure(
-    state: JobState, failure: FailureKind, message: str, retry_at: datetime | None, now: datetime
+    state: JobState, failure: FailureKind, message: str, retry_at: datetime | None, now: datetime, *, began: bool
 ) -> JobState:
     """Return the state a failure leads to; retries count only what `retry` counts."""
     if failure in (FailureKind.LEASE_LOST, FailureKind.INTERRUPTED):
-        lost = failure == FailureKind.LEASE_LOST
+        lost = failure == FailureKind.LEASE_LOST and began
         if lost and state.reclaims >= state.policy.reclaim_limit:
             return _update(_move(state, Stage.DEAD_LETTER), conditions=())
         queued = _move(state, Stage.QUEUED)

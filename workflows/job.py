@@ -454,7 +454,7 @@ class JobWorkflow:
             if reply.living_s is None:
                 break
             await self._outlived(epoch, timedelta(seconds=reply.living_s), stopping=stopping)
-        self._broken(epoch, "build", failure, message)
+        self._broken(epoch, "build", failure, message, began=_began(error))
 
     async def _outlived(self, epoch: int, living: timedelta, *, stopping: bool) -> None:
         """Wait until there may be news of an attempt that lives on without its activity."""
@@ -568,8 +568,9 @@ class JobWorkflow:
         reply = await self._ledger("place_step", request, PlaceReply, f"place {step}")
         return reply.factory or avoid
 
-    def _broken(self, epoch: int, step: Step, failure: FailureKind, message: str) -> None:
-        self._inbox.append(StepBroken(epoch=epoch, step=step, failure=failure, message=message[:2000]))
+    def _broken(self, epoch: int, step: Step, failure: FailureKind, message: str, *, began: bool = True) -> None:
+        broken = StepBroken(epoch=epoch, step=step, failure=failure, message=message[:2000], began=began)
+        self._inbox.append(broken)
 
 
 TIMEOUT_SENTENCES = {
@@ -594,6 +595,12 @@ def _failure_of(error: ActivityError) -> tuple[FailureKind, str]:
     if isinstance(cause, ApplicationError):
         return FAILURE_OF_TYPE.get(cause.type or "", FailureKind.CRASH), cause.message
     return FailureKind.CRASH, str(cause or error)
+
+
+def _began(error: ActivityError) -> bool:
+    """Return whether a factory had taken the step."""
+    cause = error.cause
+    return not (isinstance(cause, ActivityTimeout) and cause.type == TimeoutType.SCHEDULE_TO_START)
 
 
 def _through_no_fault(error: ActivityError) -> bool:
