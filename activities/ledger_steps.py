@@ -99,7 +99,10 @@ class LedgerSteps:
 
     @activity.defn
     async def reclaim(self, request: ReclaimRequest) -> ReclaimReply:
-        """Mark an epoch lost, unless its result was accepted before: then return that result. Idempotent."""
+        """Mark an epoch lost, unless its result was accepted before, or it lives on: then say so. Idempotent."""
+        left = await self._ledger.adopt(request.job_id, request.epoch, _now(), stop=request.stop)
+        if left is not None:
+            return ReclaimReply(living_s=left.total_seconds())
         lost = await self._ledger.mark_lost(
             request.job_id, request.epoch, request.reason, "", _now(), tell_workflow=False
         )

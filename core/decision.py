@@ -373,7 +373,7 @@ def _on_step_broken(state: JobState, event: StepBroken, now: datetime) -> Decisi
         return _stopped(state, None, now)
     if event.step == "ship":
         return _gate_blocked(state, event.message, {"failure": event.failure})
-    return _attempt_failed(state, event.failure, event.message, now)
+    return _attempt_failed(state, event.failure, event.message, now, began=event.began)
 
 
 def _on_lease_lost(state: JobState, event: LeaseLost, now: datetime) -> Decision:
@@ -617,6 +617,7 @@ def _attempt_failed(
     verdict: Verdict | None = None,
     entries: tuple[Entry, ...] = (),
     moves_on: bool = True,
+    began: bool = True,
 ) -> Decision:
     """Decide between another attempt, a sleep, `failed` and `dead_letter`.
 
@@ -632,7 +633,7 @@ def _attempt_failed(
         story=(*state.story, line)[-STORY_LINES:],
         resume=_resume_after(state, failure, message, result, verdict),
     )
-    onward = _queued_again(told) if cooldown else _after_failure(told, failure, message, retry_at, now)
+    onward = _queued_again(told) if cooldown else _after_failure(told, failure, message, retry_at, now, began=began)
     record = Record(
         path=(onward.stage,),
         epoch=state.epoch,
@@ -657,11 +658,11 @@ def _attempt_failed(
 
 
 def _after_failure(
-    state: JobState, failure: FailureKind, message: str, retry_at: datetime | None, now: datetime
+    state: JobState, failure: FailureKind, message: str, retry_at: datetime | None, now: datetime, *, began: bool
 ) -> JobState:
     """Return the state a failure leads to; retries count only what `retry` counts."""
     if failure in (FailureKind.LEASE_LOST, FailureKind.INTERRUPTED):
-        lost = failure == FailureKind.LEASE_LOST
+        lost = failure == FailureKind.LEASE_LOST and began
         if lost and state.reclaims >= state.policy.reclaim_limit:
             return _update(_move(state, Stage.DEAD_LETTER), conditions=())
         return _update(_queued_again(state), reclaims=state.reclaims + lost)

@@ -162,6 +162,15 @@ class ShipMode(StrEnum):
     """Open a pull request (not built yet: refused)."""
 
 
+class LeaseLoss(StrEnum):
+    """What an engine does whose attempt does not count any more."""
+
+    STOP = "stop"
+    """It is killed."""
+    FINISH_QUARANTINED = "finish-quarantined"
+    """It runs to its end; what it leaves is kept and shown, and never applied."""
+
+
 class ProfileRef(Message):
     """Which profile, in which version, was resolved into a job."""
 
@@ -194,6 +203,7 @@ class JobSpec(Message):
     yolo: bool = False
     lock: str | None = None
     timeout_s: int = 3600
+    on_lease_loss: LeaseLoss = LeaseLoss.STOP
     verify: tuple[str, ...] = ()
     """Shell command lines, run in order in a clean checkout of the candidate; the first failure ends it."""
     retry: RetrySpec | None = None

@@ -154,6 +154,8 @@ class StepBroken(Message):
     step: Step
     failure: FailureKind
     message: str
+    began: bool = True
+    """Whether a factory had taken it; a job cannot have hurt one that has not."""
 
 
 class LeaseLost(Message):

@@ -62,7 +62,7 @@ from core.field_types import (
     some,
 )
 from core.front_matter import BODY, FRONT_MATTER, body_problems, normal_body, read_front_matter
-from core.job import RETRYABLE_BY_MANIFEST, FailureKind, Message, Priority, ShipMode
+from core.job import RETRYABLE_BY_MANIFEST, FailureKind, LeaseLoss, Message, Priority, ShipMode
 from core.quantities import kind_of
 
 LONGEST_TITLE = 72
@@ -241,6 +241,11 @@ class Manifest(Section):
     )
     retry: Retry | None = Field(
         default=None, description="Repeats failed attempts; without it the first failure ends the job in `failed`."
+    )
+    on_lease_loss: Annotated[LeaseLoss, BeforeValidator(one_of(members(LeaseLoss)))] = Field(
+        default=LeaseLoss.STOP,
+        alias="on-lease-loss",
+        description="What an engine does whose attempt does not count any more.",
     )
     verify: Commands | None = Field(
         default=None, description="Shell commands that must succeed on the result. Default: the profile's, else none."

@@ -299,6 +299,36 @@ class Ledger:
         """
         return await self._database.write(attempt_report.take, job_id, epoch, report, now)
 
+    async def confirm_lease(self, job_id: str, epoch: int, now: datetime) -> bool:
+        """Note that an attempt lives which Temporal cannot hear; return whether it is wanted to stop.
+
+        Raises:
+            NotFound: there is no such job.
+            StaleEpoch: the epoch is not the newest, or its lease is gone.
+
+        """
+        return await self._database.write(attempts.confirm, job_id, epoch, now)
+
+    async def adopt(self, job_id: str, epoch: int, now: datetime, *, stop: bool = False) -> timedelta | None:
+        """Keep the lease of an attempt whose heartbeat is gone but which told of itself; return how long that is good.
+
+        None: it has not, or its lease does not live. With `stop` it hears that it is to end.
+        """
+        return await self._database.write(attempts.adopt, job_id, epoch, now, stop=stop)
+
+    async def note_quarantined(
+        self, job_id: str, epoch: int, *, ref: str, sha: str, message: str, now: datetime
+    ) -> bool:
+        """Note where the work lies that an attempt finished after its lease was lost; False: known, or nothing lost.
+
+        Raises:
+            NotFound: there is no such job.
+
+        """
+        return await self._database.write(
+            attempts.note_quarantined, job_id, epoch, ref=ref, sha=sha, message=message, now=now
+        )
+
     async def accepted_result(self, job_id: str, epoch: int) -> BuildResult | None:
         """Return what was accepted from `epoch`, for a workflow that did not hear of it."""
         return await self._database.read(attempts.accepted_result, job_id, epoch)

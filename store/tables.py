@@ -180,6 +180,8 @@ leases = Table(
     Column("ended_at", UtcDateTime),
     Column("stop_requested_at", UtcDateTime),  # the attempt is to stop; see store.stops
     _text("yields_to"),  # the more urgent job for which it is being paused
+    Column("confirmed_at", UtcDateTime),  # the attempt last told of itself, since Temporal could not
+    Column("adopted_at", UtcDateTime),  # its heartbeat is gone for good, and the ledger keeps the lease
     _text("reason"),
     _run(),
     CheckConstraint("state IN ('living', 'accepted', 'lost', 'ended')", name="state"),

@@ -179,6 +179,8 @@ class ReportAck(Message):
 
     lines: int = 0
     steps: int = 0
+    told: bool = False
+    """A message to the job's workflow is on its way."""
 
 
 class ArtifactView(Message):

@@ -391,8 +391,34 @@ def test_lost_lease_is_routed_again_at_once_and_bounded() -> None:
         assert isinstance(commands[-1], Route)
         assert last_record(commands).exclude_factory
         state, _ = play(state, Granted(grant=grant(epoch + 1)))
-    state, _ = play(state, LeaseLost(epoch=6))
+    state, commands = play(state, LeaseLost(epoch=6, reason="agent died"))
     assert state.stage == Stage.DEAD_LETTER
+    (letter,) = [entry for entry in last_record(commands).entries if entry.type == "job.dead_letter"]
+    where = "f1/shell: lease_lost: agent died"
+    assert letter.data["history"] == [f"epoch {epoch} on {where}" for epoch in range(1, 7)]
+    assert letter.data["checkpoint"] == "refs/gigafactory/wip/j-1/6"
+
+
+def test_attempts_that_no_factory_took_do_not_make_a_job_poison() -> None:
+    """A factory that was gone before it heard of the job was not killed by it."""
+    state, _ = play(fresh(), Started(grant=grant(1)))
+    for epoch in range(1, 21):
+        untaken = StepBroken(
+            epoch=epoch, step="build", failure=FailureKind.LEASE_LOST, message="not taken", began=False
+        )
+        state, commands = play(state, untaken)
+        assert isinstance(commands[-1], Route)
+        state, _ = play(state, Granted(grant=grant(epoch + 1)))
+    assert state.reclaims == 0
+
+
+def test_interruptions_between_losses_do_not_make_a_job_poison() -> None:
+    """What an operator or a drain ended says nothing about the job."""
+    state, _ = play(fresh(), Started(grant=grant(1)))
+    for epoch in range(1, 12):
+        ended = LeaseLost(epoch=epoch) if epoch % 2 else failed(FailureKind.INTERRUPTED, epoch)
+        state, _ = play(state, ended, Granted(grant=grant(epoch + 1)))
+    assert (state.stage, state.reclaims) == (Stage.DEAD_LETTER, 5)
 
 
 def test_child_jobs_hold_the_ship_gate_until_they_are_done() -> None:

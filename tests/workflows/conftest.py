@@ -59,6 +59,8 @@ class Scripted:
     children: deque[Wait | None] = field(default_factory=deque)
     """Answers to the records that bring the job to its gate or ship it."""
     resolved: deque[Wait] = field(default_factory=deque)
+    living: deque[ReclaimReply] = field(default_factory=deque)
+    """Answers to the first reclaims; then `accepted`."""
     accepted: ReclaimReply = field(default_factory=ReclaimReply)
     reclaims: list[ReclaimRequest] = field(default_factory=list)
     place: str = ""
@@ -97,7 +99,7 @@ class Scripted:
     async def reclaim(self, request: ReclaimRequest) -> ReclaimReply:
         """Answer as scripted."""
         self.reclaims.append(request)
-        return self.accepted
+        return self.living.popleft() if self.living else self.accepted
 
     @activity.defn(name="place_step")
     async def place_step(self, request: PlaceRequest) -> PlaceReply:
