@@ -45,6 +45,16 @@ def test_bench_kill_sees_every_process_end(temporal_binary: object) -> None:
         assert figures[f"{way}_p95_s"] > 0
 
 
+@pytest.mark.req("F4")
+def test_bench_factories_hears_everybody_in_time() -> None:
+    """Nobody's lease is missed and nothing is refused, on SQLite and on PostgreSQL where that is installed."""
+    figures = run("factories", "--factories", "20", "--queued", "60", "--beat", "1", "--seconds", "5")
+    assert (figures["leases_missed"], figures["refused"], figures["factories_offline"]) == (0, 0, 0)
+    assert figures["beats"] > 0
+    assert figures.get("postgres_leases_missed", 0) == 0
+    assert figures.get("postgres_refused", 0) == 0
+
+
 def test_every_bench_is_documented() -> None:
     """The list of benchmarks in the documentation is the one that `gf bench list` prints."""
     text = (ROOT / "docs" / "benchmarks" / "README.md").read_text()
