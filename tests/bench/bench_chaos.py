@@ -37,7 +37,7 @@ async def measure(scale: Scale, base: Foundation, zombies: int) -> tuple[dict[st
             if not verdict.clean or stale.taken:
                 evidence = stack.home / "evidence.json"
                 story = await campaign.evidence(verdict) | {"zombies": asdict(stale)}
-                evidence.write_text(json.dumps(story, indent=1, default=str))
+                evidence.write_text(json.dumps(story, indent=1))
                 keep.append(evidence)
         except BaseException:
             keep.append(stack.home)
@@ -52,8 +52,8 @@ async def measure(scale: Scale, base: Foundation, zombies: int) -> tuple[dict[st
         "unproven": len(verdict.unproven),
         "outlived_certificate": len(verdict.outlived),
         "orphans": len(verdict.orphans),
-        "zombie_writes": stale.written.total(),
-        "zombie_refused": stale.refused.total(),
+        "zombie_writes": sum(stale.written.values()),
+        "zombie_refused": sum(stale.refused.values()),
         "zombie_taken": stale.taken,
         "jobs_per_s": round(len(campaign.shipped) / took, 2),
     }
@@ -65,7 +65,7 @@ async def measure(scale: Scale, base: Foundation, zombies: int) -> tuple[dict[st
         "attempts": attempts,
         "done": dict(sorted(campaign.injector.done.items())),
         "messages_lost": {f"{message} {way}": count for (message, way), count in sorted(lost.items())},
-        "zombies": dict(stale.written),
+        "zombies": stale.written,
         "faults_without_target": campaign.missed,
     }
     for path in keep:

@@ -46,9 +46,11 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passa
 
 
 async def first_to_end(*ways: asyncio.Task[None]) -> None:
-    """Wait until one of the tasks ends, whatever way, and end the others."""
+    """Wait until one of the tasks ends, and end the others; raises what it failed with."""
     try:
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for way in done:
+            way.result()
     finally:
         for way in ways:
             way.cancel()
@@ -87,7 +89,7 @@ class Server:
 
     async def _serve_safely(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            with suppress(OSError, EOFError, ValueError):
+            with suppress(OSError, EOFError):
                 await self.serve(reader, writer)
         finally:
             writer.transport.abort()

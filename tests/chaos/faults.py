@@ -7,12 +7,15 @@ ever touched.
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from activities.supervision import CLOSED
 from tests.chaos.doors import Doors
 from tests.chaos.plan import Fault
 from workers.process_table import living_descendants
@@ -132,14 +135,26 @@ class Injector:
             return [part.process for part in self._pick(self._parts(target), pick)]
         agents = self._parts("factory")
         if target == "supervisor":
-            return self._pick([one for agent in agents for one in supervisors_of(agent.pid)[1:]], pick)
+            return self._pick([one for agent in agents for one in self._supervisors(agent)], pick)
         chosen = self._pick(agents, pick)
         if target == "nursery":
-            return [one for agent in chosen for one in supervisors_of(agent.pid)[:1]]
-        if target == "agent":
-            return [agent.process for agent in chosen]
-        below = supervisors_of if target == "factory" else everything_below
-        return [one for agent in chosen for one in (agent.process, *below(agent.pid))]
+            return [one for agent in chosen for one in nursery_of(agent.pid)]
+        found = [agent.process for agent in chosen]
+        if target == "factory":
+            found += [one for agent in chosen for one in (*nursery_of(agent.pid), *self._supervisors(agent))]
+        if target == "machine":
+            found += [one for agent in chosen for one in everything_below(agent.pid)]
+        return found
+
+    def _supervisors(self, agent: PartRecord) -> list[ProcessId]:
+        """Return the living supervisors of a factory's open runs, as they wrote themselves down."""
+        attempts = self._home / "factories" / agent.name / "attempts"
+        found = []
+        for state in (*attempts.glob("*/state.json"), *attempts.glob("*/*/state.json")):
+            if not (state.parent / CLOSED).exists():
+                with suppress(OSError, ValueError, KeyError):  # it was just being replaced, or removed
+                    found.append(ProcessId(**json.loads(state.read_text())["supervisor"]))
+        return [one for one in found if one.alive]
 
     @staticmethod
     def _pick(things: list[ThingT], pick: float) -> list[ThingT]:
@@ -152,14 +167,13 @@ def everything_below(agent: int) -> list[ProcessId]:
     return [ProcessId(pid, birth) for pid, birth in living_descendants(agent).items()]
 
 
-def supervisors_of(agent: int) -> list[ProcessId]:
-    """Return the living processes of our supervisor below an agent, the nursery first."""
+def nursery_of(agent: int) -> list[ProcessId]:
+    """Return the process that forks an agent's supervisors; after its death also those that it left to the agent."""
     found = []
     for process in everything_below(agent):
-        try:
+        with suppress(OSError):
+            parent = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[1]
             words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if any(word.endswith(b"workers/supervisor.py") for word in words):
-            found.append(process)
-    return sorted(found, key=lambda process: (int(process.birth), process.pid))
+            if parent == str(agent) and b"--nursery" in words:
+                found.append(process)
+    return found

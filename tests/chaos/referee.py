@@ -9,6 +9,7 @@ or `end`.
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -64,7 +65,7 @@ class Task:
             f"ship: {'base' if self.to_base else 'branch'}\nverify: test -s {name}\ntimeout: 5m\n"
             "retry: { max: 100, backoff: 1s, on: [crash, workspace, timeout, engine_error] }\n"
         )
-        head += "artifacts: [large.bin]\n" if large else ""
+        head += f"artifacts: [{name}-large]\n" if large else ""
         tell = f'echo "$1 {self.number} $GIGAFACTORY_ATTEMPT $2 $(date +%s.%N)" >> {ledger}'
         step = f"sleep 0.15; echo $i > {name}-$i; tell step $$"
         lines = (
@@ -73,7 +74,7 @@ class Task:
             "tell begin $$",
             f"setsid sh -c 'set -- alive $$; while sleep 0.2; do {tell}; done' &",
             f"for i in $(seq 1 {STEPS}); do [ -f {name}-$i ] || {{ {step}; }}; done",
-            *(["head -c 1500000 /dev/urandom > large.bin"] if large else []),
+            *([f"head -c 1500000 /dev/zero > {name}-large"] if large else []),
             f"echo {self.number} > {name}",
             "tell end $$",
         )
@@ -163,13 +164,7 @@ class Referee:
             if times > 1 or len(marked) > 1 or len(ids) > 1:
                 twice[number] = f"{times} commits, marks {sorted(marked)}, jobs {stages}"
             elif not times or not marked or "shipped" not in stages.values():
-                over = bool(marked) or set(stages.values()) & {
-                    "shipped",
-                    "failed",
-                    "dead_letter",
-                    "cancelled",
-                    "unknown",
-                }
+                over = set(stages.values()) & (OVER | {"unknown"})
                 (lost if over else stuck)[number] = f"{times} commits, marks {sorted(marked)}, jobs {stages}"
             elif number not in ended:
                 unproven[number] = str(stages)
@@ -177,12 +172,12 @@ class Referee:
 
     @staticmethod
     def _landed(remote: Path) -> Counter[int]:
-        """Return how many commits of all branches of a remote brought each job's work."""
-        named = git(
-            remote, "log", "--branches", "--first-parent", "-m", "--diff-filter=A", "--format=", "--name-only"
-        ).split()
-        found = (name.removeprefix("made-") for name in named if name.startswith("made-"))
-        return Counter(int(number) for number in found if number.isdigit())
+        """Return how many commits of all branches are each job's, by what they are called and by what they bring."""
+        titles = git(remote, "log", "--branches", "--format=%s").splitlines()
+        added = git(remote, "log", "--branches", "--diff-filter=A", "--format=", "--name-only").splitlines()
+        called = Counter(re.findall(r"^Number (\d+)$", "\n".join(titles), re.MULTILINE))
+        brought = Counter(re.findall(r"^made-(\d+)$", "\n".join(added), re.MULTILINE))
+        return Counter({int(number): max(called[number], brought[number]) for number in called | brought})
 
 
 def outlived(lines: Iterable[Line], certificates: Iterable[Certified]) -> dict[str, int]:

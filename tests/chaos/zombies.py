@@ -14,7 +14,7 @@ import itertools
 import json
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,8 +44,8 @@ STALE = 1
 """The epoch that is over."""
 SCRIPT = "set -e\necho 1 > first\n[ $GIGAFACTORY_ATTEMPT = ${GIGAFACTORY_ATTEMPT%.1} ] || sleep 600\necho 2 > second\n"
 """The first attempt never ends by itself, all further ones do at once."""
-Write = Callable[[], Awaitable[bool]]
-"""Makes one stale write; returns whether it was refused."""
+Write = Callable[[], Awaitable[str]]
+"""Makes one stale write; returns what was answered instead of the refusal that was due, "" for that refusal."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,6 @@ class Zombie:
     remote: Path
     factory: str
     token: str
-    instance: str
     base: str
     candidate: str
     activity: AsyncActivityHandle
@@ -66,15 +65,15 @@ class Zombie:
 class Outcome:
     """What came of all writes."""
 
-    written: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
+    written: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, int] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
-    """Jobs of which something is different now."""
+    """What is different now: `job: what`."""
 
     @property
     def taken(self) -> int:
-        """Return how many writes were not refused, and jobs changed."""
-        return self.written.total() - self.refused.total() + len(self.changed)
+        """Return how many writes were not refused, and things changed."""
+        return sum(self.written.values()) - sum(self.refused.values()) + len(self.changed)
 
 
 async def attack(campaign: Campaign, writes: int) -> Outcome:
@@ -94,7 +93,7 @@ async def attack(campaign: Campaign, writes: int) -> Outcome:
     kinds: dict[str, list[Write]] = {}
     person = {"Authorization": f"Bearer {campaign.ground.token}"}
     async with httpx.AsyncClient(base_url=state.urls["api"], headers=person, timeout=60) as http:
-        links = {name: await _link(state.urls["api"], name, zombies) for name in {zombie.factory for zombie in zombies}}
+        links = {zombie.factory: await _link(campaign, state.urls["api"], zombie) for zombie in zombies}
         for zombie in zombies:
             for kind, write in _writes(zombie, http, links[zombie.factory], mirror).items():
                 kinds.setdefault(kind, []).append(write)
@@ -103,7 +102,10 @@ async def attack(campaign: Campaign, writes: int) -> Outcome:
         async def one(kind: str, write: Write) -> None:
             async with gate:
                 written[kind] += 1
-                refused[kind] += await write()
+                answer = await write()
+                refused[kind] += not answer
+                if answer and refused[kind] == written[kind] - 1:
+                    tell(f"zombies: {kind} was not refused: {answer}")
 
         each = writes // len(kinds) + 1
         for kind, of_kind in kinds.items():
@@ -111,8 +113,13 @@ async def attack(campaign: Campaign, writes: int) -> Outcome:
             tell(f"zombies: {kind}: {refused[kind]} of {written[kind]} refused")
         for link in links.values():
             await link.close()
-    changed = [zombie.job_id for zombie in zombies if await _snapshot(campaign, zombie) != before[zombie.job_id]]
-    return Outcome(written, refused, tuple(changed))
+    changed = []
+    for zombie in zombies:
+        then, now = before[zombie.job_id], await _snapshot(campaign, zombie)
+        changed += [
+            f"{zombie.job_id}: {name} was {then[name]}, is {now[name]}" for name in now if now[name] != then[name]
+        ]
+    return Outcome(dict(written), dict(refused), tuple(changed))
 
 
 # --- how a zombie is made ---------------------------------------------------------------------------------------------
@@ -130,21 +137,20 @@ async def _raise(campaign: Campaign, client: Client, remote: Path, number: int) 
     )
     factory = str(document["attempts"][-1]["factory"])
     folder = campaign.ground.home / "factories" / factory
-    await asyncio.sleep(2)  # a checkpoint, so that there is something of the old epoch on the remote
+    async with asyncio.timeout(WAIT_S):
+        while not (saved := refs(remote, wip_ref(job_id, STALE))):
+            await asyncio.sleep(0.1)
     state = read_state(campaign.ground.home)
     assert state is not None
     next(part for part in state.parts if part.name == factory).process.signal(signal.SIGKILL)
-    document = await _until(campaign, job_id, lambda job: (job["waiting"] or {}).get("kind") == "human")
-    assert document["epoch"] > STALE, document
-    await _until_online(campaign, factory)
+    await _until(campaign, job_id, lambda job: (job["waiting"] or {}).get("kind") == "human")
     return Zombie(
         job_id=job_id,
         remote=remote,
         factory=factory,
         token=(folder / "token").read_text().strip(),
-        instance=json.loads((folder / "state.json").read_text())["instance"],
         base=refs(remote, "refs/heads/main")["refs/heads/main"],
-        candidate=refs(remote, wip_ref(job_id, STALE))[wip_ref(job_id, STALE)],
+        candidate=saved[wip_ref(job_id, STALE)],
         activity=await _activity(client, job_id),
     )
 
@@ -168,12 +174,6 @@ async def _until(campaign: Campaign, job_id: str, there: Callable[[dict[str, Any
             await asyncio.sleep(0.1)
 
 
-async def _until_online(campaign: Campaign, factory: str) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while (await campaign.ask("GET", f"/fleet/factories/{factory}")).json()["state"] != "online":
-            await asyncio.sleep(0.1)
-
-
 async def _ship(campaign: Campaign, job_id: str) -> None:
     document = await _until(campaign, job_id, lambda job: job["candidate_sha"])
     body = {"action": "ship", "sha": document["candidate_sha"]}
@@ -183,17 +183,18 @@ async def _ship(campaign: Campaign, job_id: str) -> None:
 
 async def _snapshot(campaign: Campaign, zombie: Zombie) -> dict[str, Any]:
     """Return everything that a stale write could have changed; that it was refused is noted, and left out here."""
-    found: dict[str, Any] = {"refs": refs(zombie.remote, "refs/")}
-    for name in ("", "/logs", "/artifacts"):
-        found[name] = (await campaign.ask("GET", f"/fleet/jobs/{zombie.job_id}{name}")).json()
-    for attempt in found[""]["attempts"]:
-        attempt.pop("refused_writes")
-    found[""].pop("refused_writes")
-    found[""].pop("updated_at")
+    found: dict[str, Any] = (await campaign.ask("GET", f"/fleet/jobs/{zombie.job_id}")).json()
+    for noted in (found, *found["attempts"]):
+        noted.pop("refused_writes")
+    found.pop("updated_at")
+    found.pop("event_seq")
+    found["refs"] = refs(zombie.remote, "refs/")
+    for name in ("logs", "artifacts"):
+        found[name] = (await campaign.ask("GET", f"/fleet/jobs/{zombie.job_id}/{name}")).json()
     events = await campaign.events(zombie.job_id)
     found["events"] = [event["message"] for event in events if event["type"] != "write.refused"]
     artifacts = campaign.ground.home / "artifacts" / zombie.job_id
-    found["files"] = sorted(str(path) for path in artifacts.rglob("*"))
+    found["files"] = sorted(str(path) for path in artifacts.rglob("*") if path.is_file())
     return found
 
 
@@ -238,10 +239,10 @@ def _as_factory(zombie: Zombie) -> dict[str, str]:
 
 
 def _by_request(http: httpx.AsyncClient, zombie: Zombie, body: dict[str, Any]) -> Write:
-    async def write() -> bool:
+    async def write() -> str:
         path = f"/fleet/attempts/{zombie.job_id}/{STALE}/report"
         answer = await http.post(path, json=body, headers=_as_factory(zombie))
-        return answer.status_code == 409 and answer.json()["code"] == "stale_epoch"
+        return "" if answer.status_code == 409 and answer.json()["code"] == "stale_epoch" else answer.text
 
     return write
 
@@ -249,11 +250,11 @@ def _by_request(http: httpx.AsyncClient, zombie: Zombie, body: dict[str, Any]) -
 def _artifact(http: httpx.AsyncClient, zombie: Zombie) -> Write:
     body = b"of a zombie"
 
-    async def write() -> bool:
+    async def write() -> str:
         path = f"/fleet/attempts/{zombie.job_id}/{STALE}/artifacts"
         query = {"path": "late.bin", "sha256": hashlib.sha256(body).hexdigest()}
         answer = await http.post(path, content=body, params=query, headers=_as_factory(zombie))
-        return answer.status_code == 409 and answer.json()["code"] == "stale_epoch"
+        return "" if answer.status_code == 409 and answer.json()["code"] == "stale_epoch" else answer.text
 
     return write
 
@@ -263,10 +264,10 @@ def _death(http: httpx.AsyncClient, zombie: Zombie) -> Write:
     when = datetime.now(UTC).isoformat()
     body = {"job_id": zombie.job_id, "epoch": STALE, "group_dead": True, "reason": "late", "issued_at": when}
 
-    async def write() -> bool:
+    async def write() -> str:
         path = f"/fleet/attempts/{zombie.job_id}/{STALE}/death"
         answer = await http.post(path, json=body, headers=_as_factory(zombie))
-        return answer.json().get("accepted") is False
+        return "" if answer.json().get("accepted") is False else answer.text
 
     return write
 
@@ -275,22 +276,27 @@ def _approval(http: httpx.AsyncClient, zombie: Zombie) -> Write:
     """Ask for the old epoch's commit to be shipped, as somebody would who looks at an old page."""
     body = {"action": "ship", "sha": zombie.candidate}
 
-    async def write() -> bool:
-        return (await http.post(f"/fleet/jobs/{zombie.job_id}/actions", json=body)).status_code == 409
+    async def write() -> str:
+        answer = await http.post(f"/fleet/jobs/{zombie.job_id}/actions", json=body)
+        return "" if answer.status_code == 409 else answer.text
 
     return write
 
 
-async def _link(api: str, factory: str, zombies: list[Zombie]) -> ClientConnection:
-    zombie = next(one for one in zombies if one.factory == factory)
-    url = f"{api.replace('http', 'ws', 1)}/fleet/factories/{factory}/link"
+async def _link(campaign: Campaign, api: str, zombie: Zombie) -> ClientConnection:
+    """Open a link in the name of the agent that has the factory now, as a zombie that was only frozen would have it."""
+    path = campaign.ground.home / "factories" / zombie.factory / "state.json"
+    async with asyncio.timeout(WAIT_S):
+        while not (instance := json.loads(path.read_text())["registered"]):
+            await asyncio.sleep(0.1)
+    url = f"{api.replace('http', 'ws', 1)}/fleet/factories/{zombie.factory}/link"
     link = await connect(url, additional_headers=_as_factory(zombie), proxy=None)
-    await link.send(Hello(instance=zombie.instance).model_dump_json())
+    await link.send(Hello(instance=instance).model_dump_json())
     return link
 
 
 def _by_link(link: ClientConnection, zombie: Zombie, body: dict[str, Any]) -> Write:
-    async def write() -> bool:
+    async def write() -> str:
         call = Call(id=next(_CALLS), name="report", job_id=zombie.job_id, epoch=STALE, body=body)
         async with _LINK_LOCK:
             await link.send(call.model_dump_json())
@@ -298,7 +304,7 @@ def _by_link(link: ClientConnection, zombie: Zombie, body: dict[str, Any]) -> Wr
                 said = json.loads(await link.recv())
                 if said["kind"] == "answer" and said["id"] == call.id:
                     answer = Answer.model_validate(said)
-                    return answer.status == 409 and answer.body["code"] == "stale_epoch"
+                    return "" if answer.status == 409 and answer.body["code"] == "stale_epoch" else str(said)
 
     return write
 
@@ -323,18 +329,19 @@ def _pushes(zombie: Zombie, mirror: Path) -> dict[str, tuple[list[str], dict[str
 
 
 def _by_git(mirror: Path, zombie: Zombie, refspecs: list[str], leases: dict[str, str]) -> Write:
-    async def write() -> bool:
-        return not (await git.push(mirror, str(zombie.remote), refspecs, leases=leases)).ok
+    async def write() -> str:
+        pushed = await git.push(mirror, str(zombie.remote), refspecs, leases=leases)
+        return f"the remote took {refspecs}" if pushed.ok else ""
 
     return write
 
 
 def _by_temporal(call: Callable[[], Awaitable[None]]) -> Write:
-    async def write() -> bool:
+    async def write() -> str:
         try:
             await call()
         except RPCError as error:
-            return error.status == RPCStatusCode.NOT_FOUND
-        return False
+            return "" if error.status == RPCStatusCode.NOT_FOUND else str(error)
+        return "Temporal took it"
 
     return write
