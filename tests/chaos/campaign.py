@@ -7,6 +7,7 @@ answer to. Faults follow the plan as jobs ship. Then everything is healed and wh
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import sys
@@ -53,6 +54,7 @@ TELL_S = 10.0
 ASK_AGAIN_S = 4.0
 TARGET_S = 20.0
 """How long a fault waits for somebody to happen to."""
+EVERY_S = 20.0
 STALL_S = 150.0
 """Without any job shipping for so long, everything is healed; as long again, and what is left is stuck."""
 CLIENT = "client"
@@ -191,10 +193,19 @@ class Campaign:
         self._moved = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, plan: Sequence[Fault]) -> float:
-        """Take all jobs through; return the seconds it took."""
+    async def run(self, plan: Sequence[Fault], *, steadily: Sequence[Fault] = ()) -> float:
+        """Take all jobs through; return the seconds it took.
+
+        Beside the plan, one of the faults of `steadily` is done every EVERY_S seconds, in turn.
+        """
         began = time.monotonic()
-        chores = [asyncio.create_task(chore) for chore in (self._submit_all(), self._ship_all(), self._watch())]
+        work = (
+            self._submit_all(),
+            self._ship_all(),
+            self._watch(),
+            *([self._strike_steadily(steadily)] * bool(steadily)),
+        )
+        chores = [asyncio.create_task(chore) for chore in work]
         try:
             await self._strike_all(plan)
             await self.injector.heal()
@@ -214,6 +225,11 @@ class Campaign:
             await asyncio.gather(*chores, *self._tasks, return_exceptions=True)
 
     @property
+    def ids(self) -> set[str]:
+        """Return the jobs that the API is known to have taken."""
+        return {job_id for ids in self.jobs.values() for job_id in ids}
+
+    @property
     def _stalled(self) -> bool:
         return time.monotonic() - self._moved > STALL_S
 
@@ -228,6 +244,11 @@ class Campaign:
                 return
             if not await self._strike(fault):
                 self.missed += 1
+
+    async def _strike_steadily(self, faults: Sequence[Fault]) -> None:
+        for fault in itertools.cycle(faults):
+            await asyncio.sleep(EVERY_S)
+            await self._strike(fault)
 
     async def _strike(self, fault: Fault) -> bool:
         """Strike as soon as there is somebody; False when nobody comes."""
@@ -272,8 +293,10 @@ class Campaign:
     async def _ship_all(self) -> None:
         """Ship what is at its gate, again and again until it has shipped."""
         while True:
-            page = (await self.ask("GET", "/fleet/jobs", params={"stage": "testing", "limit": 100})).json()["jobs"]
+            page = (await self.ask("GET", "/fleet/jobs", params={"stage": "testing", "limit": 200})).json()["jobs"]
             for job in page:
+                if job["id"] not in self.ids:
+                    continue
                 waited = time.monotonic() - self._asked.get(job["id"], 0.0)
                 if waited > ASK_AGAIN_S and job["candidate_sha"]:
                     self._asked[job["id"]] = time.monotonic()
@@ -303,10 +326,9 @@ class Campaign:
     async def _settle(self) -> None:
         """Give the product its time to be done with every job, and everything of every attempt to be gone."""
         deadline = time.monotonic() + STALL_S
-        ids = {job_id for ids in self.jobs.values() for job_id in ids}
         while time.monotonic() < deadline:
             claims = await self.claims()
-            if all(claims.get(job_id) in OVER for job_id in ids) and not orphans_of(ids):
+            if all(claims.get(job_id) in OVER for job_id in self.ids) and not orphans_of(self.ids):
                 return
             await asyncio.sleep(LOOK_S)
 
@@ -336,11 +358,10 @@ class Campaign:
 
     async def judge(self) -> Verdict:
         """Have the referee say what is wrong."""
-        ids = {job_id for ids in self.jobs.values() for job_id in ids}
         told: list[Certified] = []
-        for job_id in sorted({line.job_id for line in self.referee.lines() if line.epoch > 1} & ids):
+        for job_id in sorted({line.job_id for line in self.referee.lines() if line.epoch > 1} & self.ids):
             told += certified(await self.events(job_id), job_id)
-        return self.referee.judge(self.jobs, await self.claims(), told, orphans_of(ids))
+        return self.referee.judge(self.jobs, await self.claims(), told, orphans_of(self.ids))
 
     async def evidence(self, verdict: Verdict) -> dict[str, Any]:
         """Return the verdict with the stories of the jobs that it names."""

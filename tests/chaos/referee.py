@@ -51,6 +51,7 @@ class Task:
     """One job as the referee knows it, before the product does."""
 
     number: int
+    key: str
     remote: Path
     to_base: bool
 
@@ -61,7 +62,7 @@ class Task:
         """
         name = f"made-{self.number}"
         head = (
-            f"engine: shell\nrepo: {self.remote}\nbase: main\nprofile: solo\nidempotency-key: chaos-{self.number}\n"
+            f"engine: shell\nrepo: {self.remote}\nbase: main\nprofile: solo\nidempotency-key: {self.key}\n"
             f"ship: {'base' if self.to_base else 'branch'}\nverify: test -s {name}\ntimeout: 5m\n"
             "retry: { max: 100, backoff: 1s, on: [crash, workspace, timeout, engine_error] }\n"
         )
@@ -125,13 +126,17 @@ class Referee:
     """Knows the tasks, reads the scripts' file and the remotes."""
 
     def __init__(self, folder: Path, remotes: int) -> None:
+        """`folder` is its own; jobs of referees whose folders have different names are different jobs."""
+        self._name = folder.name
         self.ledger = folder / "ledger"
+        folder.mkdir(exist_ok=True)
         self.ledger.touch()
         self.remotes = [make_remote(folder / f"remote-{number}") for number in range(remotes)]
 
     def task(self, number: int) -> Task:
         """Return the job of that number; remotes and ways to ship take turns."""
-        return Task(number, self.remotes[number % len(self.remotes)], to_base=number // len(self.remotes) % 2 == 0)
+        remote, turn = self.remotes[number % len(self.remotes)], number // len(self.remotes)
+        return Task(number, f"{self._name}-{number}", remote, to_base=turn % 2 == 0)
 
     def lines(self) -> list[Line]:
         """Return what the scripts wrote."""

@@ -21,9 +21,10 @@ JOBS, KILLS, ZOMBIES = 16, 12, 63
 def test_jobs_under_fire_ship_once_and_zombies_are_refused() -> None:
     """Nothing is lost, shipped twice or stuck; nothing outlives its certificate; no stale write is taken."""
     command = [sys.executable, "-P", "-m", "tests.bench.bench_chaos", "--json", "--topology", TOPOLOGY]
-    scale = ["--jobs", str(JOBS), "--kills", str(KILLS), "--zombies", str(ZOMBIES), "--seed", str(os.getpid())]
+    scale = {"jobs": JOBS, "kills": KILLS, "zombies": ZOMBIES, "rate-rounds": 0, "seed": os.getpid()}
+    words = [word for name, value in scale.items() for word in (f"--{name}", str(value))]
     done = subprocess.run(
-        [*command, *scale], env={**ENVIRON, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        [*command, *words], env={**ENVIRON, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)["figures"]

@@ -12,7 +12,7 @@ from tests.chaos.referee import SHIPPED, Certified, Line, Referee, certified, gi
 @pytest.fixture
 def referee(tmp_path: Path) -> Referee:
     """Return a referee with two remotes."""
-    return Referee(tmp_path, 2)
+    return Referee(tmp_path / "judged", 2)
 
 
 def land(
