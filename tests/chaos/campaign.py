@@ -199,17 +199,14 @@ class Campaign:
         Beside the plan, one of the faults of `steadily` is done every EVERY_S seconds, in turn.
         """
         began = time.monotonic()
-        work = (
-            self._submit_all(),
-            self._ship_all(),
-            self._watch(),
-            *([self._strike_steadily(steadily)] * bool(steadily)),
-        )
+        work = [self._submit_all(), self._ship_all(), self._watch()]
+        if steadily:
+            work.append(self._strike_steadily(steadily))
         chores = [asyncio.create_task(chore) for chore in work]
         try:
             await self._strike_all(plan)
             await self.injector.heal()
-            tell("all faults are done and healed")
+            tell(f"{self.injector.done.total()} faults are done and healed")
             self._moved = time.monotonic()
             while len(self.shipped) < self.scale.jobs and not self._stalled:
                 await asyncio.sleep(LOOK_S)

@@ -22,9 +22,9 @@ class Rates:
     verdicts: tuple[Verdict, ...]
 
     @property
-    def ratio(self) -> float:
-        """Return how much of the clean rate is left."""
-        return round(median(self.killed) / median(self.clean), 3)
+    def ratio(self) -> float | None:
+        """Return how much of the clean rate is left; None when the rounds were too short for a kill."""
+        return round(median(self.killed) / median(self.clean), 3) if self.kills else None
 
 
 async def compare(scale: Scale, ground: Ground, *, jobs: int, rounds: int) -> Rates:

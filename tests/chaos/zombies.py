@@ -34,6 +34,7 @@ from core.link import Answer, Call, Hello
 from tests.bench.measuring import tell
 from tests.chaos.campaign import Campaign
 from tests.chaos.referee import make_remote, refs
+from workers.process_table import is_alive
 from workers.stack_state import read_state
 
 JOBS = 3
@@ -127,6 +128,7 @@ async def attack(campaign: Campaign, writes: int) -> Outcome:
 
 async def _raise(campaign: Campaign, client: Client, remote: Path, number: int) -> Zombie:
     """Begin a job, kill its agent in mid-build, wait until the next epoch is at its gate."""
+    await _whole(campaign)
     text = f"---\nengine: shell\nrepo: {remote}\nbase: main\nprofile: solo\nship: branch\nverify: 'true'\n---\n"
     answer = await campaign.ask(
         "POST", "/fleet/jobs", json={"manifest": f"{text}# Zombie {number}\n\n```sh\n{SCRIPT}```\n"}
@@ -153,6 +155,22 @@ async def _raise(campaign: Campaign, client: Client, remote: Path, number: int) 
         candidate=saved[wip_ref(job_id, STALE)],
         activity=await _activity(client, job_id),
     )
+
+
+async def _whole(campaign: Campaign) -> None:
+    """Wait until the fleet knows every factory by an agent that lives."""
+    async with asyncio.timeout(WAIT_S):
+        for name in campaign.ground.factories:
+            while (agent := _agent(campaign, name))["registered"] != agent["instance"] or not is_alive(
+                agent["pid"], agent["birth"]
+            ):
+                await asyncio.sleep(0.1)
+
+
+def _agent(campaign: Campaign, factory: str) -> dict[str, Any]:
+    """Return what the agent of a factory wrote down about itself."""
+    record: dict[str, Any] = json.loads((campaign.ground.home / "factories" / factory / "state.json").read_text())
+    return record
 
 
 async def _activity(client: Client, job_id: str) -> AsyncActivityHandle:
@@ -285,13 +303,10 @@ def _approval(http: httpx.AsyncClient, zombie: Zombie) -> Write:
 
 async def _link(campaign: Campaign, api: str, zombie: Zombie) -> ClientConnection:
     """Open a link in the name of the agent that has the factory now, as a zombie that was only frozen would have it."""
-    path = campaign.ground.home / "factories" / zombie.factory / "state.json"
-    async with asyncio.timeout(WAIT_S):
-        while not (instance := json.loads(path.read_text())["registered"]):
-            await asyncio.sleep(0.1)
+    await _whole(campaign)
     url = f"{api.replace('http', 'ws', 1)}/fleet/factories/{zombie.factory}/link"
     link = await connect(url, additional_headers=_as_factory(zombie), proxy=None)
-    await link.send(Hello(instance=instance).model_dump_json())
+    await link.send(Hello(instance=_agent(campaign, zombie.factory)["instance"]).model_dump_json())
     return link
 
 
