@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, select, update
 from core.attempt import BuildResult, DeathCertificate, Grant
 from core.errors import Conflict, StaleEpoch
 from core.job import FailureKind
+from store import factories
 from store.admission import end_run
 from store.chain import digest
 from store.database import AnyRow, Refused
@@ -25,6 +26,9 @@ from store.views import LeaseState
 
 MAX_REFUSED_EVENTS = 20
 """Refused writes of one epoch that get an event each; further ones are only counted."""
+
+AGENT_DIED = "agent_died"
+"""Reason of a certificate by a supervisor whose agent is gone."""
 
 OPEN_STATES: tuple[LeaseState, ...] = ("living", "accepted", "ended")
 """States in which an attempt's output is still taken in."""
@@ -231,6 +235,8 @@ def mark_lost(
     if lease is None or lease.state != "living":
         return False
     end_lease(connection, lease, "lost", now, reason)
+    if certificate is not None and certificate.reason == AGENT_DIED:
+        factories.silence(connection, lease.factory)
     sha = checkpoint_sha or (certificate.checkpoint_sha if certificate else "")
     if sha:
         job.set(checkpoint_sha=sha, checkpoint_epoch=epoch)

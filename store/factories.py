@@ -198,6 +198,11 @@ def set_state(connection: Connection, name: str, word: Literal["draining", "offl
     connection.execute(update(factories).where(factories.c.name == name).values(state=state, status=kept | draining))
 
 
+def silence(connection: Connection, name: str) -> None:
+    """Give a factory nothing more until its agent, or the next one, is heard of: this one was proven dead."""
+    connection.execute(update(factories).where(factories.c.name == name).values(state="offline"))
+
+
 def drain(connection: Connection, name: str, order: DrainOrder, now: datetime) -> FactoryState:
     """Let a factory take no further jobs, also after a restart, until `undrain`; return its state.
 

@@ -197,7 +197,7 @@ class Run:
 
 async def measure(kind: str, options: Any) -> dict[str, Any]:
     """Run the fleet on one kind of database; return what was seen."""
-    with guarded_home({}, factories=None) as home, database(kind) as url:
+    with guarded_home({}) as home, database(kind) as url:
         async with running_api(home, url, options.beat) as api:
             fleet = await enrol(api.http, options.factories)
             tell(f"{kind}: {len(fleet)} factories are registered")

@@ -73,7 +73,7 @@ def measure(home: Path, rounds: int, asks: int, factories: int) -> dict[str, lis
 def main() -> int:
     """Measure and publish."""
     options = parser("up", rounds=10, asks=5, jobs=50, factories=1).parse_args()
-    with guarded_home({}, factories=None) as home:
+    with guarded_home({}) as home:
         fill(home, options.jobs, options.factories)
         found = measure(home, options.rounds, options.asks, options.factories)
     figures = {

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,14 +83,20 @@ def field(*, seats: int, factories: int = 1, **settings: object) -> Iterator[Fie
         yield Field(home.parent, home, state["urls"]["api"], token, state["urls"]["temporal"])
 
 
-GUARD = 'trap "" PIPE; {up} && echo ready || echo failed; read -r _; "$@" down >/dev/null 2>&1; rm -rf "$0"'
-"""A shell line that cleans up when its standard input ends, as it does when the benchmark ends in whatever way."""
+GUARD = """trap "" PIPE; {up} && echo ready || echo failed; read -r _
+"$@" down >/dev/null 2>&1; [ -e "$0/keep" ] || rm -rf "$0"
+"""
+"""A shell script that cleans up when its standard input ends, as it does when the benchmark ends in whatever way."""
 UP = '"$@" up --detach --factories {factories} >&2 </dev/null'
 
 
 @contextmanager
-def guarded_home(settings: dict[str, str], *, factories: int | None) -> Iterator[Path]:
+def guarded_home(
+    settings: dict[str, str], *, factories: int | None = None, keep: Sequence[object] = ()
+) -> Iterator[Path]:
     """Yield a new home, with a stack or (None) without; both are gone when the block ends or this process does.
+
+    The home stays when something is in `keep` by then: what was found there has to be looked at.
 
     The shell that sees to it has a session of its own, so that neither Ctrl-C nor any other signal to the benchmark
     reaches it.
@@ -117,6 +123,8 @@ def guarded_home(settings: dict[str, str], *, factories: int | None) -> Iterator
             raise RuntimeError("the stack of the benchmark did not start")
         yield home
     finally:
+        if keep:
+            (folder / "keep").touch()
         guard.communicate()
 
 

@@ -361,6 +361,28 @@ async def test_death_certificate_brings_its_salvage(floor: Fleet) -> None:
     assert event.data["certified"] is True
 
 
+async def test_factory_of_an_agent_that_was_proven_dead_gets_nothing_until_it_is_heard_of(floor: Fleet) -> None:
+    """Its seats are free again, but nobody is there: a grant would wait for the lease. The next beat brings it back."""
+    await floor.ledger.mark_lost("j-1", 1, "gone", "", floor.now, certificate=certificate(reason="agent_died"))
+    await floor.submit("j-2")
+    await floor.ledger.dispatch(floor.now)
+
+    assert await floor.ledger.grant("j-2") is None
+    assert (await floor.ledger.factory("f1")).state == "offline"
+
+    assert (await floor.beat("f1")).returned
+    await floor.ledger.dispatch(floor.now)
+    assert await floor.ledger.grant("j-2") is not None
+
+
+@pytest.mark.parametrize("reason", ["fenced", "supervisor_died", "orphan_found"])
+async def test_certificate_that_does_not_speak_of_the_agent_leaves_the_factory_alone(floor: Fleet, reason: str) -> None:
+    """Whoever tells of an orphan, or of a lease that ran out, may well live."""
+    await floor.ledger.mark_lost("j-1", 1, "gone", "", floor.now, certificate=certificate(reason=reason))
+
+    assert (await floor.ledger.factory("f1")).state == "online"
+
+
 @pytest.mark.parametrize("wrong", [{"group_dead": False}, {"epoch": 2}, {"job_id": "j-2"}])
 async def test_death_certificate_that_proves_nothing_is_refused(floor: Fleet, wrong: dict[str, object]) -> None:
     """Living processes, another attempt: the lease goes on."""
