@@ -39,6 +39,7 @@ async def test_factory_that_registers_is_listed_with_pid_and_stations(api: Api) 
     assert (listed["name"], listed["state"], listed["pid"]) == ("brisk-otter", "online", 4711)
     assert listed["stations"] == [
         {"engine": "shell", "version": "1.0", "usable": True, "repair": "", "seats": 3, "busy": 0}
+        | {"cooldown_until": None, "cooldown_reason": ""}
     ]
     assert listed["details"]["credentials"] == ["anthropic"]
     assert api.dispatcher.wakes == 1
