@@ -67,8 +67,9 @@ def test_every_value_of_the_job_arrives_in_its_snapshot() -> None:
         "title: T\nengine: codex\nmodel: m\nallowed-tools: [Read]\nproduct: shop\ncapabilities: gpu\n"
         "prefers: factory:a\npriority: high\nyolo: true\nlock: l\ntimeout: 45m\nverify: make\n"
         "retry: {max: 2, backoff: 0.5s, on: [timeout]}\n"
-        "review-policy: auto\nallowed-scope: src/\nshares-scope: true\nartifacts: coverage\ndeps: [{job: j-1, until: testing}]\n"
-        "idempotency-key: k\nbudget: {usd: 5, tokens: 2M, wall: 4h}\ntracker-item: X-1\nprofile: solo\nship: base"
+        "review-policy: auto\nallowed-scope: src/\nshares-scope: true\nartifacts: coverage\n"
+        "deps: [{job: j-1, until: testing}]\nidempotency-key: k\nbudget: {usd: 5, tokens: 2M, wall: 4h}\n"
+        "tracker-item: X-1\nprofile: solo\nship: base"
     )
     spec = build_spec(resolution, REPOSITORY)
     assert (spec.title, spec.engine, spec.engine_class, spec.engine_preference) == ("T", "codex", None, ())
@@ -328,7 +329,8 @@ def test_provenance_shows_every_field_of_the_manifest_once() -> None:
     assert set(names) == {
         "title", "profile", "product", "repo", "base", "engine", "engine-class", "engine-preference", "model",
         "allowed-tools", "capabilities", "prefers", "priority", "lock", "yolo", "timeout", "retry", "budget", "verify",
-        "review-policy", "allowed-scope", "shares-scope", "ship", "artifacts", "deps", "idempotency-key", "tracker-item",
+        "review-policy", "allowed-scope", "shares-scope", "ship", "artifacts", "deps", "idempotency-key",
+        "tracker-item",
     }  # fmt: skip
 
 
