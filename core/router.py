@@ -16,7 +16,6 @@ The same snapshot gives the same plan, byte for byte, in whatever order its memb
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Collection, Iterable
 from functools import cached_property
 from typing import Any
@@ -304,20 +303,4 @@ def plan(snapshot: FleetSnapshot, cache: RouterCache | None = None, *, limit: in
         ValueError: two jobs, two factories, or two stations of a factory have the same name.
 
     """
-    _check_names(snapshot)
     return Plan(Pass(snapshot, cache or RouterCache(), limit))
-
-
-def _check_names(snapshot: FleetSnapshot) -> None:
-    _check_distinct("the snapshot has the same job", [job.job_id for job in snapshot.jobs])
-    _check_distinct("the snapshot has the same factory", [factory.name for factory in snapshot.factories])
-    for factory in snapshot.factories:
-        engines = [station.engine for station in factory.stations]
-        if len(set(engines)) != len(engines):
-            _check_distinct(f"factory {factory.name} has a station for the same engine", engines)
-
-
-def _check_distinct(what: str, names: list[str]) -> None:
-    if len(set(names)) != len(names):
-        twice = sorted(name for name, count in Counter(names).items() if count > 1)
-        raise ValueError(f"{what} twice: {', '.join(twice)}")

@@ -13,7 +13,7 @@ from core.router_fleet import Closed, Kinds
 from core.router_match import Answers
 from core.router_policy import Limits
 from core.router_queue import Queue
-from core.router_snapshot import ReadyJob
+from core.router_snapshot import ReadyJob, check_distinct
 
 MOST_KINDS = 20_000
 MOST_NEEDS = 5_000
@@ -29,8 +29,16 @@ class RouterCache:
         self._answers: dict[tuple[Needs, tuple[Closed, ...]], Answers] = {}
 
     def queue_of(self, jobs: Sequence[ReadyJob]) -> Queue:
-        """Return the queue that holds exactly these jobs; it is one object, and good until the next plan."""
+        """Return the queue that holds exactly these jobs; it is one object, and good until the next plan.
+
+        Raises:
+            ValueError: two jobs have the same name.
+
+        """
         self._queue.update(jobs)
+        if len(self._queue.jobs) != len(jobs):
+            self._queue = Queue()
+            check_distinct("the snapshot has the same job", [job.job_id for job in jobs])
         return self._queue
 
     def kinds_for(self, limits: Limits) -> Kinds:

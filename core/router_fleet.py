@@ -7,7 +7,7 @@ each kind. A `Standing` is one factory at one moment; a grant replaces it by the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from core.job import Cooldown
 from core.router_explain import RejectionCode
 from core.router_policy import Limits
-from core.router_snapshot import FactoryState, FactoryView, FleetSnapshot
+from core.router_snapshot import FactoryState, FactoryView, FleetSnapshot, check_distinct
 
 
 class Station(NamedTuple):
@@ -106,13 +106,20 @@ class Kinds:
     def __len__(self) -> int:
         return len(self._kinds)
 
-    def standings(self, views: Iterable[FactoryView]) -> dict[str, Standing]:
-        """Return how each factory stands, in the order of their names."""
+    def standings(self, views: Sequence[FactoryView]) -> dict[str, Standing]:
+        """Return how each factory stands, in the order of their names.
+
+        Raises:
+            ValueError: two factories, or two stations of one, have the same name.
+
+        """
         known, self._standings = self._standings, {}
         for view in views:
             before = known.get(view.name)
             now = before if before is not None and before.view is view else self._read(view)
             self._standings[view.name] = now
+        if len(self._standings) != len(views):
+            check_distinct("the snapshot has the same factory", [view.name for view in views])
         return {name: self._standings[name] for name in sorted(self._standings)}
 
     def after(self, standing: Standing, engine: str, seats: int) -> Standing:
@@ -132,6 +139,8 @@ class Kinds:
             _shortage(RejectionCode.DISK, view.free_disk_gb, disk_gb),
             _shortage(RejectionCode.MEMORY, view.free_memory_gb, memory_gb),
         )
+        engines = [station.engine for station in view.stations]
+        check_distinct(f"factory {view.name} has a station for the same engine", engines)
         by_engine = sorted(view.stations, key=lambda station: station.engine)
         free, free_at = view.seats - view.busy, tuple([at.seats - at.busy for at in by_engine])
         kind = Kind(

@@ -6,6 +6,8 @@ order its members come. Shares (`load`, `health`) are decimals; times are aware.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Literal
@@ -213,3 +215,15 @@ def ready_job(job_id: str, spec: JobSpec, now: datetime) -> ReadyJob:
         repository_url=place.url,
         host=place.host,
     )
+
+
+def check_distinct(what: str, names: Sequence[str]) -> None:
+    """Refuse names that are there twice.
+
+    Raises:
+        ValueError: names those.
+
+    """
+    if len(set(names)) != len(names):
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
+        raise ValueError(f"{what} twice: {', '.join(twice)}")

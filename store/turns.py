@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 
-from sqlalchemy import Connection, bindparam, func, select, update
+from sqlalchemy import Connection, func, select, update
 
 from core.job import Priority
 from core.router import Plan, Turns
 from store import audit
-from store.database import AnyRow, upsert
+from store.database import AnyRow, batches, serialise, upsert
 from store.tables import factories, turns
 
 PASSED_OVER_PARTS = 10
@@ -38,9 +38,12 @@ class TurnBook:
     def read(self, connection: Connection, passed_over: Mapping[str, int]) -> Turns:
         """Return the present turns; `passed_over` are the counts of the ledger, by factory."""
         known = self._known
-        rows = connection.execute(select(turns).where(turns.c.number > known.number).order_by(turns.c.number)).all()
+        rows = _since(connection, known.number)
+        if not rows and known.number:  # the newest row that we knew is gone: an older ledger was put in its place
+            known, rows = Turns(), _since(connection, 0)
         if rows:
-            known = self._known = _with(known, rows)
+            known = _with(known, rows)
+        self._known = known
         uncounted = self._uncounted
         counts = {name: times + uncounted.get(name, 0) for name, times in passed_over.items()}
         return known.model_copy(update={"passed_over": {name: times for name, times in counts.items() if times}})
@@ -58,6 +61,10 @@ class TurnBook:
         grown = {name: times for name, times in self._uncounted.items() if times >= least}
         self._uncounted = {name: times for name, times in self._uncounted.items() if name not in grown}
         return grown
+
+
+def _since(connection: Connection, number: int) -> Sequence[AnyRow]:
+    return connection.execute(select(turns).where(turns.c.number >= number).order_by(turns.c.number)).all()
 
 
 def _with(known: Turns, rows: Sequence[AnyRow]) -> Turns:
@@ -119,10 +126,10 @@ def keep(connection: Connection, plan: Plan, admitted: Collection[str]) -> None:
 
 
 def tell_passed_over(connection: Connection, counts: Mapping[str, int]) -> None:
-    """Add to the counts of factories, those passed over by this process."""
-    connection.execute(
-        update(factories)
-        .where(factories.c.name == bindparam("factory"))
-        .values(passed_over=factories.c.passed_over + bindparam("times")),
-        [{"factory": name, "times": times} for name, times in sorted(counts.items())],
-    )
+    """Add to the counts of factories how often plans of this process passed them over."""
+    serialise(connection, "admission")  # which locks factories too, in another order
+    for times in set(counts.values()):
+        for names in batches([name for name, counted in counts.items() if counted == times]):
+            connection.execute(
+                update(factories).where(factories.c.name.in_(names)).values(passed_over=factories.c.passed_over + times)
+            )

@@ -316,3 +316,27 @@ def test_plan_grant_reason_is_one_line_for_people() -> None:
 
     assert alone.reason(only).startswith("shell on f-1: the only place that can take it now, score 1")
     assert chosen.reason(best).startswith(f"shell on {best.factory}: best of 2 places, score 1")
+
+
+@pytest.mark.req("R4")
+def test_overtaken_if_some_grants_were_refused_counts_by_those_that_came_true() -> None:
+    """What only a refused grant would have held, a lock or the last place under a limit, is nobody's excuse."""
+    waits = job("j-1", product_id="old", lock="l")
+    jobs = [
+        waits,
+        job("j-2", product_id="new", lock="l"),
+        job("j-3", product_id="capped"),
+        job("j-4", product_id="new"),
+    ]
+    products = (
+        ProductView(product_id="old", running=5),
+        ProductView(product_id="new", share=16),
+        ProductView(product_id="capped", limit=1, share=16),
+    )
+    decided = plan(fleet(jobs, [factory("f-1", seats=3)], products=products))
+    assert {grant.job_id for grant in decided.grants} == {"j-2", "j-3", "j-4"}
+
+    assert decided.overtaken == decided.overtaken_if({"j-2", "j-3", "j-4"}) == {}, "its lock was in the way"
+    assert decided.overtaken_if({"j-4"}) == {"j-1": 1, "j-2": 1, "j-3": 1}
+    assert decided.overtaken_if({"j-2"}) == {}
+    assert decided.overtaken_if({"j-3"}) == {"j-1": 1, "j-2": 1}

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import cycle
 
 import pytest
+from sqlalchemy import text
 
 from core.job import Stage
 from core.router import plan
@@ -69,6 +70,20 @@ async def test_shares_hold_over_restarts(settings: Settings) -> None:
             served.append(await serve(fleet))
 
     assert Counter(served) == {"big": 6, "small": 2}
+
+
+async def test_ledger_that_was_restored_from_a_backup_is_followed(settings: Settings) -> None:
+    """Who knew turns that are not there any more begins from those that are, and goes on granting."""
+    async with several(settings, SHARES, 1) as (fleet,):
+        await backlog(fleet, ("big", "small"), 4)
+        for _ in range(3):
+            await serve(fleet)
+        database = open_database(fleet.url)
+        await database.write(lambda connection: connection.execute(text("DELETE FROM turns")))
+        await database.close()
+
+        assert await serve(fleet) in ("big", "small")
+        assert (await fleet.ledger.snapshot(fleet.now)).turns.number > 0
 
 
 async def test_plan_counts_only_if_nobody_granted_anything_since(settings: Settings) -> None:
