@@ -52,6 +52,19 @@ _FREE_SEAT = exists().where(
     factories.c.state == "online",
     factories.c.busy < factories.c.seats,
 )
+_STATIONS = select(stations).order_by(stations.c.factory, stations.c.engine)
+_FACTORIES = select(
+    factories.c.name,
+    factories.c.host,
+    factories.c.state,
+    factories.c.capabilities,
+    factories.c.declared,
+    factories.c.seats,
+    factories.c.busy,
+    factories.c.status,
+    factories.c.details,
+).order_by(factories.c.name)
+"""All that a view says, and nothing that changes with each beat."""
 _GRANTABLE = select(and_(exists().where(_READY), _FREE_SEAT))
 
 
@@ -65,6 +78,7 @@ class FleetReader:
         self._sensitive = sensitive
         self._policy = policy
         self._parsed: dict[str, tuple[tuple[Any, ...], ReadyJob]] = {}
+        self._views: dict[str, tuple[tuple[Any, ...], FactoryView]] = {}
 
     def read(
         self, connection: Connection, now: datetime, *, only_if_grantable: bool = False, including: str | None = None
@@ -80,7 +94,7 @@ class FleetReader:
         engines = {name: jobs for (kind, name), jobs in limited.items() if kind == "engine"}
         snapshot = FleetSnapshot(
             jobs=self._jobs(connection, including),
-            factories=_factories(connection, self._sensitive),
+            factories=self._factories(connection),
             locks=read_locks(connection),
             products=_products(connection, self._policy, limited),
             weights=self._policy.weights,
@@ -117,6 +131,25 @@ class FleetReader:
         self._parsed[row.id] = changing, job
         return job
 
+    def _factories(self, connection: Connection) -> tuple[FactoryView, ...]:
+        """Return the factories; one of which nothing changed is the same object as before, which spares the plan."""
+        by_factory: dict[str, list[AnyRow]] = {}
+        for row in connection.execute(_STATIONS):
+            by_factory.setdefault(row.factory, []).append(row)
+        attested = attested_by_factory(connection)
+        known, views = self._views, dict[str, tuple[tuple[Any, ...], FactoryView]]()
+        for row in connection.execute(_FACTORIES):
+            content = (row, by_factory.get(row.name, []), attested.get(row.name, ()))
+            before = known.get(row.name)
+            unchanged = before if before is not None and before[0] == content else None
+            views[row.name] = unchanged or (content, self._factory(*content))
+        self._views = views  # at once: reads of several threads overtake each other
+        return tuple(view for _, view in views.values())
+
+    def _factory(self, row: AnyRow, at: Sequence[AnyRow], attested: tuple[str, ...]) -> FactoryView:
+        claims = count_claims(tuple(row.capabilities), tuple(row.declared), attested, self._sensitive)
+        return _factory(row, tuple(_station(station) for station in at), claims)
+
 
 def read_locks(connection: Connection) -> tuple[LockView, ...]:
     """Return everything that jobs in flight hold."""
@@ -149,22 +182,6 @@ def _product(name: str, running: int, policy: RoutingPolicy, limited: limits.Lim
     own = policy.products.get(name, ProductPolicy())
     limit = limited.get(("product", name))
     return ProductView(product_id=name, running=running, share=own.share, limit=limit, weights=own.weights)
-
-
-def _factories(connection: Connection, sensitive: tuple[str, ...]) -> tuple[FactoryView, ...]:
-    by_factory: dict[str, list[StationView]] = {}
-    for row in connection.execute(select(stations).order_by(stations.c.factory, stations.c.engine)):
-        by_factory.setdefault(row.factory, []).append(_station(row))
-    rows = connection.execute(select(factories).order_by(factories.c.name))
-    attested = attested_by_factory(connection)
-    return tuple(
-        _factory(
-            row,
-            by_factory.get(row.name, ()),
-            count_claims(tuple(row.capabilities), tuple(row.declared), attested.get(row.name, ()), sensitive),
-        )
-        for row in rows
-    )
 
 
 def _station(row: AnyRow) -> StationView:
