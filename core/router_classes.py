@@ -12,6 +12,9 @@ from functools import lru_cache
 from core.capability import Requirement, read_requirement
 from core.engine_classes import ENGINE_CLASSES
 
+OWN = ("factory", "host")
+"""What requirements about one factory name; nothing but its identity meets them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Needs:
@@ -89,7 +92,7 @@ def _needs(
 def _requirements(texts: tuple[str, ...]) -> tuple[tuple[Requirement, ...], tuple[Requirement, ...]]:
     """Return the distinct requirements, apart by whether they are about one factory."""
     distinct = sorted({read_requirement(text) for text in texts}, key=lambda requirement: requirement.text)
-    own = tuple(requirement for requirement in distinct if requirement.name in ("factory", "host"))
+    own = tuple(requirement for requirement in distinct if requirement.name in OWN)
     return tuple(requirement for requirement in distinct if requirement not in own), own
 
 
@@ -119,5 +122,9 @@ def _engine_label(engine: str | None, engine_class: str | None) -> str:
 
 @lru_cache(maxsize=16_384)
 def offers_of(capabilities: tuple[str, ...], versions: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    """Return all that a factory offers, engines with their versions included, in one order."""
-    return tuple(sorted({*capabilities, *(f"{engine}={version}" for engine, version in versions)}))
+    """Return all that a factory and its equals offer, engines with their versions included, in one order.
+
+    Its own name is left out, which every agent tells with its capabilities: no factory would have an equal.
+    """
+    shared = (offer for offer in capabilities if offer.partition(":")[0] not in OWN)
+    return tuple(sorted({*shared, *(f"{engine}={version}" for engine, version in versions)}))

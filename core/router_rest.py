@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ class _Place(NamedTuple):
         return f"{self.engine} on {self.factory} until {as_clock(self.until)} ({self.reason})"
 
 
-def rest_of(job: ReadyJob, factories: Iterable[FactoryView], limits: Limits) -> Rest | None:
+def rest_of(job: ReadyJob, factories: Sequence[FactoryView], limits: Limits) -> Rest | None:
     """Return until when the job has to sleep; None when a place that it could have is only taken, or none rests."""
     answers = Answers(job.job_class.needs, ())
     places: list[_Place] = []

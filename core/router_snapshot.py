@@ -64,7 +64,7 @@ class FactoryView(Message):
 
     @property
     def offers(self) -> tuple[str, ...]:
-        """Return the capabilities and the versions of the engines, in one order."""
+        """Return the capabilities and the versions of the engines, without `identity`, in one order."""
         return offers_of(self.capabilities, tuple([(s.engine, s.version) for s in self.stations if s.version]))
 
     @property

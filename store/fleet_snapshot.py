@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, func, or_, select, type_coerce
 
-from core.job import Priority
+from core.job import Cooldown, Priority
 from core.router import (
     FactoryView,
     FleetSnapshot,
@@ -59,6 +59,20 @@ _FREE_SEAT = exists().where(
 )
 _GRANTABLE = and_(exists().where(_READY), _FREE_SEAT)
 _URGENT = exists().where(_READY, jobs.c.priority == Priority.CRITICAL)
+_STATIONS = select(stations).order_by(stations.c.factory, stations.c.engine)
+_FACTORIES = select(
+    factories.c.name,
+    factories.c.host,
+    factories.c.state,
+    factories.c.capabilities,
+    factories.c.declared,
+    factories.c.seats,
+    factories.c.busy,
+    factories.c.status,
+    factories.c.details,
+    factories.c.passed_over,
+).order_by(factories.c.name)
+"""All that a view says, and nothing that changes with each beat; the last column belongs to no view."""
 
 
 class FleetReader:
@@ -70,6 +84,7 @@ class FleetReader:
         self._sensitive = sensitive
         self._policy = policy
         self._parsed: dict[str, tuple[tuple[Any, ...], ReadyJob]] = {}
+        self._views: dict[str, tuple[tuple[Any, ...], FactoryView]] = {}
 
     def read(
         self, connection: Connection, now: datetime, *, only_if_grantable: bool = False, including: str | None = None
@@ -84,7 +99,7 @@ class FleetReader:
             return None
         limited = limits.in_force(connection, limits.of_settings(self._policy))
         engines = {name: jobs for (kind, name), jobs in limited.items() if kind == "engine"}
-        views, passed_over = _factories(connection, self._sensitive, now)
+        views, passed_over = self._factories(connection, now)
         snapshot = FleetSnapshot(
             jobs=self._jobs(connection, including),
             factories=views,
@@ -128,6 +143,32 @@ class FleetReader:
         )
         self._parsed[row.id] = changing, job
         return job
+
+    def _factories(self, connection: Connection, now: datetime) -> tuple[tuple[FactoryView, ...], dict[str, int]]:
+        """Return the factories, and how often each was passed over.
+
+        One of which nothing changed is the same object as before, which spares the plan.
+        """
+        by_factory: dict[str, list[tuple[AnyRow, Cooldown | None]]] = {}
+        for station in connection.execute(_STATIONS):
+            by_factory.setdefault(station.factory, []).append((station, in_force(station, now)))
+        attested = attested_by_factory(connection)
+        rows = connection.execute(_FACTORIES).all()
+        known, views = self._views, dict[str, tuple[tuple[Any, ...], FactoryView]]()
+        for row in rows:
+            at, proven = by_factory.get(row.name, []), attested.get(row.name, ())
+            content = (row[:-1], at, proven)
+            before = known.get(row.name)
+            unchanged = before if before is not None and before[0] == content else None
+            views[row.name] = unchanged or (content, self._factory(row, at, proven))
+        self._views = views  # at once: reads of several threads overtake each other
+        return tuple(view for _, view in views.values()), {row.name: row.passed_over for row in rows}
+
+    def _factory(
+        self, row: AnyRow, at: Sequence[tuple[AnyRow, Cooldown | None]], attested: tuple[str, ...]
+    ) -> FactoryView:
+        claims = count_claims(tuple(row.capabilities), tuple(row.declared), attested, self._sensitive)
+        return _factory(row, tuple(_station(*one) for one in at), claims)
 
 
 def _running(connection: Connection) -> tuple[RunningJob, ...]:
@@ -173,27 +214,7 @@ def _product(name: str, running: int, policy: RoutingPolicy, limited: limits.Lim
     return ProductView(product_id=name, running=running, share=own.share, limit=limit, weights=own.weights)
 
 
-def _factories(
-    connection: Connection, sensitive: tuple[str, ...], now: datetime
-) -> tuple[tuple[FactoryView, ...], dict[str, int]]:
-    """Return all factories, and how often each was passed over."""
-    by_factory: dict[str, list[StationView]] = {}
-    for row in connection.execute(select(stations).order_by(stations.c.factory, stations.c.engine)):
-        by_factory.setdefault(row.factory, []).append(_station(row, now))
-    rows = connection.execute(select(factories).order_by(factories.c.name)).all()
-    attested = attested_by_factory(connection)
-    views = tuple(
-        _factory(
-            row,
-            by_factory.get(row.name, ()),
-            count_claims(tuple(row.capabilities), tuple(row.declared), attested.get(row.name, ()), sensitive),
-        )
-        for row in rows
-    )
-    return views, {row.name: row.passed_over for row in rows}
-
-
-def _station(row: AnyRow, now: datetime) -> StationView:
+def _station(row: AnyRow, cooldown: Cooldown | None) -> StationView:
     return StationView(
         engine=row.engine,
         seats=row.seats,
@@ -201,7 +222,7 @@ def _station(row: AnyRow, now: datetime) -> StationView:
         usable=row.usable,
         version=row.version,
         repair=row.repair,
-        cooldown=in_force(row, now),
+        cooldown=cooldown,
     )
 
 

@@ -26,6 +26,7 @@ from core.router import (
     plan,
 )
 from core.router_classes import engine_chain
+from core.router_match import Answer, judge
 from core.router_score import PARTS, score_values
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -154,6 +155,26 @@ def test_plan_cost_follows_classes_not_jobs(monkeypatch: pytest.MonkeyPatch) -> 
     assert scored["times"] == 10
     assert len(decided.waiting) == 1970
     assert decided.explain(decided.waiting[-1]).position == 1970
+
+
+@pytest.mark.req("R2")
+def test_plan_factories_that_tell_their_names_are_judged_as_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every agent tells `factory:NAME` with its capabilities; that makes no factory unlike its equals."""
+    judged = Counter[str]()
+
+    def counting(*arguments: Any) -> Answer:
+        judged["times"] += 1
+        return judge(*arguments)
+
+    monkeypatch.setattr("core.router_match.judge", counting)
+    factories = [factory(f"f-{n}", capabilities=(f"factory:f-{n}", "has:docker")) for n in range(20)]
+    snapshot = fleet([job("j-1", capabilities=("has:docker",))], factories)
+    decided = plan(snapshot)
+
+    assert len(decided.grants) == 1
+    assert judged["times"] == 1
+    pinned = plan(fleet([job("j-1", capabilities=("factory:f-7",))], factories))
+    assert [grant.factory for grant in pinned.grants] == ["f-7"]
 
 
 @pytest.mark.req("R3")

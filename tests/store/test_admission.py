@@ -4,15 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
 from core.errors import NotFound
 from core.job import Condition, Dependency, Priority, Stage
-from core.router import plan
+from core.router import FactoryView, Plan, plan
 from core.router_policy import Limits, ProductPolicy, RoutingPolicy
 from core.settings import Settings
 from store import open_ledger
+from store.admission import Admitted, admit
 from tests.store.fleet import BASE, CHECKPOINT, Fleet, in_place, value
 
 
@@ -35,6 +38,58 @@ async def test_dispatch_gives_a_free_seat_to_a_waiting_job(fleet: Fleet) -> None
     assert await fleet.busy("f1") == 1
     assert [event.type for event in await fleet.events("j-1")] == ["job.submitted", "job.granted", "stage.changed"]
     assert await fleet.ledger.grant("j-1") == grant
+
+
+async def test_dispatch_of_many_grants_takes_several_transactions(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty fleet is filled by one call, but others who write are let in between."""
+    sizes: list[int] = []
+
+    def noting(connection: Connection, planned: Plan, **more: Any) -> Admitted:
+        sizes.append(len(planned.grants))
+        return admit(connection, planned, **more)
+
+    monkeypatch.setattr("store.admission.admit", noting)
+    monkeypatch.setattr("store.dispatcher.GRANTS_AT_ONCE", 3)
+    await fleet.factory("f1", stations={"shell": 8}, seats=8)
+    for number in range(10):
+        await fleet.submit(f"j-{number}")
+
+    grants = await fleet.ledger.dispatch(fleet.now)
+
+    assert [grant.job_id for grant in grants] == [f"j-{number}" for number in range(8)]
+    assert sizes == [3, 3, 2]
+    assert await fleet.busy("f1") == 8
+
+
+async def test_snapshot_keeps_what_did_not_change_and_follows_what_did(fleet: Fleet) -> None:
+    """A factory's view is the same object until something about it is different: state, seats, status, attestation."""
+    await fleet.factory("f1", declared=("network:studio",))
+    await fleet.factory("f2")
+
+    async def views() -> tuple[FactoryView, FactoryView]:
+        first, second = (await fleet.ledger.snapshot(fleet.now)).factories
+        return first, second
+
+    first, second = await views()
+    fleet.tick()
+    await fleet.beat("f1")
+    assert (await views())[0] is first
+
+    await fleet.beat("f1", load=Decimal("0.75"))
+    loaded, _ = await views()
+    assert (loaded.load, loaded.unattested) == (Decimal("0.75"), ("network:studio",))
+    await fleet.ledger.attest("f1", ("network:studio",), "ada", fleet.now)
+    attested, _ = await views()
+    assert (attested.unattested, "network:studio" in attested.capabilities) == ((), True)
+    await fleet.granted("j-1")
+    taken, _ = await views()
+    other = (await views())[1]
+    assert taken.busy + other.busy == 1
+    await fleet.ledger.factory_state("f2", "draining")
+    assert [view.state for view in await views()] == ["online", "draining"]
+    assert second.state == "online"
 
 
 async def test_dispatch_without_anything_to_give_grants_nothing(fleet: Fleet) -> None:
