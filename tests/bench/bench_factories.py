@@ -242,7 +242,8 @@ def seen(
     for text in refused[:5]:
         tell(text)
     return {
-        "leases_missed": missed(fleet, LEASE_S, ended) + told["lost"],
+        "leases_missed": missed(fleet, LEASE_S, began, ended) + told["lost"],
+        "missed_while_filling": missed(fleet, LEASE_S, 0, began),
         "factories_offline": sum(factory["state"] != "online" for factory in listed),
         "refused": len(refused),
         "beats": len(trips),

@@ -160,10 +160,13 @@ async def link_up(
     return started
 
 
-def missed(fleet: Sequence[SimulatedFactory], lease_s: float, until: float) -> int:
-    """Return how often a factory was not acknowledged for longer than a lease, up to the monotonic time `until`."""
-    times = [[at for at, _ in factory.acknowledged] + [until] for factory in fleet]
-    return sum(later - earlier > lease_s for one in times for earlier, later in pairwise(one))
+def missed(fleet: Sequence[SimulatedFactory], lease_s: float, since: float, until: float) -> int:
+    """Return how often a factory was not acknowledged for longer than a lease, in gaps that end in that period.
+
+    `since` and `until` are monotonic times.
+    """
+    times = [[at for at, _ in factory.acknowledged if at <= until] + [until] for factory in fleet]
+    return sum(later >= since and later - earlier > lease_s for one in times for earlier, later in pairwise(one))
 
 
 def _now() -> str:
