@@ -238,20 +238,23 @@ class Attempt:
 
         Raises:
             StaleEpoch: the remote knows a newer epoch of this job.
-            WorkspaceError: the remote is out of reach.
+            WorkspaceError: the remote is out of reach, or somebody else has the lock of a ref there.
 
         """
+        url = self._repository.url
         for pause in PUSH_PAUSES_S:
-            try:
-                pushed = await git.push(mirror, self._repository.url, refspecs)
-                break
-            except WorkspaceError:
-                await asyncio.sleep(pause)
+            with suppress(WorkspaceError):
+                pushed = await git.push(mirror, url, refspecs)
+                if not pushed.locked:
+                    break
+            await asyncio.sleep(pause)
         else:
-            pushed = await git.push(mirror, self._repository.url, refspecs)
+            pushed = await git.push(mirror, url, refspecs)
+        where = git.strip_userinfo(url)
+        reasons = "; ".join(f"{ref}: {reason}" for ref, reason in pushed.rejected.items())
+        if pushed.locked:  # says nothing of epochs: the remote looks at locks first
+            raise WorkspaceError(f"{where} cannot change a ref; a file ref.lock may have been left there: {reasons}")
         if not pushed.ok:
-            where = git.strip_userinfo(self._repository.url)
-            reasons = "; ".join(f"{ref}: {reason}" for ref, reason in pushed.rejected.items())
             raise StaleEpoch(f"{where} refuses epoch {self._request.epoch} of {self._request.job_id}: {reasons}")
 
     # --- the engine ---------------------------------------------------------------------------------------------------
