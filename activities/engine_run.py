@@ -21,19 +21,17 @@ from temporalio import activity
 from activities import artifacts, git
 from activities.briefing import SCRIPT_CLASSES, brief
 from activities.factory import FactoryContext
-from activities.fence import job_ref, opened, wip_ref
-from activities.heartbeat import keep_beating
+from activities.fence import job_ref, opened, quarantine_ref, wip_ref
+from activities.heartbeat import Lease, keep_beating
 from activities.output import LAST_WORDS_S, EngineOutput
 from activities.supervision import GitPlan, RunExit, RunSpec, SupervisedRun, SupervisorDied
 from activities.workspace import Worktree, clear, store
 from core.attempt import BuildRequest, BuildResult
 from core.errors import GigafactoryError, StaleEpoch, WorkspaceError
-from core.job import FailureKind, RepositoryKind
+from core.job import FailureKind, LeaseLoss, RepositoryKind
 from core.switch import Halt
 from engines.base import Engine, EngineOutcome, EngineRun
 
-LEASE_MARGIN: Final = 0.2
-"""Part of the lease's life, three seconds at the most, by which a run ends before the lease does."""
 PUSH_PAUSES_S: Final = (0.5, 2.0)
 """Waits before a push that did not reach the remote is tried again."""
 STOP_FAILURES: Final = {
@@ -42,10 +40,14 @@ STOP_FAILURES: Final = {
     "paused": (FailureKind.CANCELLED, "paused"),
     "drain": (FailureKind.INTERRUPTED, "factory drained"),
     "halted": (FailureKind.INTERRUPTED, "{halt}"),
+    "preempted": (FailureKind.INTERRUPTED, "paused for a more urgent job"),
     "fenced": (FailureKind.LEASE_LOST, "the lease ran out before it could be renewed"),
 }
 
-KEEP_CANDIDATE: Final = ("drain", "halted")
+IN_QUARANTINE: Final = "the lease was lost; the engine finishes its work in quarantine"
+CONFIRM_S: Final = 3.0
+"""Longest wait for the ledger's word on whether an attempt still counts."""
+KEEP_CANDIDATE: Final = ("drain", "halted", "preempted")
 """Ends that do not throw a candidate away which the engine has finished."""
 
 
@@ -54,18 +56,30 @@ class EngineActivities:
 
     def __init__(self, context: FactoryContext) -> None:
         self._context = context
+        self._attempts: set[asyncio.Task[BuildResult]] = set()
+        """All that run, also those which finish their work in quarantine, without an activity."""
 
     @activity.defn
     async def run_engine(self, request: BuildRequest) -> BuildResult:
         """Run one attempt; a cancel, whichever way it comes, ends the engine at once and keeps its work."""
         attempt = Attempt(self._context, request)
-        with self._context.running.present(request.job_id, request.epoch, attempt):
-            running = asyncio.create_task(attempt.run())
+        running = asyncio.create_task(self._present(attempt, request))
+        self._attempts.add(running)
+        running.add_done_callback(self._attempts.discard)
+        answer = asyncio.create_task(attempt.answer(running))
+        while True:
             try:
-                return await asyncio.shield(running)
+                return await asyncio.shield(answer)
             except asyncio.CancelledError:
-                attempt.stop(_reason_of(activity.cancellation_details()))
-                return await running
+                if answer.done():
+                    raise
+                reason = _reason_of(activity.cancellation_details())
+                if reason is not None:
+                    attempt.stop(reason)
+
+    async def _present(self, attempt: Attempt, request: BuildRequest) -> BuildResult:
+        with self._context.running.present(request.job_id, request.epoch, attempt):
+            return await attempt.run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +89,8 @@ class _Place:
     workdir: Path
     worktree: Worktree | None = None
     plan: GitPlan | None = None
+    restored: bool = False
+    """It holds the work of an earlier attempt."""
 
 
 class Attempt:
@@ -93,19 +109,36 @@ class Attempt:
         self._run: SupervisedRun | None = None
         self._output: EngineOutput | None = None
         self._began = time.monotonic()
-        self._acknowledged = self._began
+        self._lease = Lease(request.grant.lease_ttl_s)
+        self._lost = asyncio.Event()
+        """Nothing of it counts any more, and it finishes its work in quarantine."""
+        self._unknown_to_temporal = False
+        """Temporal has given the activity up: what it returns reaches nobody."""
         self._checkpoint = request.grant.checkpoint_sha
+
+    async def answer(self, running: asyncio.Task[BuildResult]) -> BuildResult:
+        """Return the result; at once when the lease is lost, because then the seat is somebody else's."""
+        losing = asyncio.create_task(self._lost.wait())
+        await asyncio.wait({running, losing}, return_when=asyncio.FIRST_COMPLETED)
+        losing.cancel()
+        return running.result() if running.done() else self._failed(FailureKind.LEASE_LOST, IN_QUARANTINE)
 
     async def run(self) -> BuildResult:
         """Live the attempt under its lease."""
         if (halt := self._context.orders.stopping(*self._work)) is not None:
             return self._failed(FailureKind.INTERRUPTED, str(halt))
-        watches = (self._keep_lease(), self._watch_drain(), self._watch_hand_over(), self._watch_halts())
+        watches = (
+            self._keep_lease(),
+            self._watch_lease(),
+            self._watch_drain(),
+            self._watch_hand_over(),
+            self._watch_halts(),
+        )
         watching = [asyncio.create_task(watch) for watch in watches]
         try:
             result = await self._guarded()
             if result.outcome == "failed":  # before the next epoch begins, after which nothing of this one is taken
-                await self._reports.flush(LAST_WORDS_S)
+                await self._tell_failure(result)
             return result
         finally:
             for task in watching:
@@ -131,40 +164,104 @@ class Attempt:
                 self._run.close()
 
     async def _live(self) -> BuildResult:
-        engine = self._context.engine(self._request.grant.engine)
+        try:
+            engine = self._context.engine(self._request.grant.engine)
+        except GigafactoryError as error:
+            return self._failed(FailureKind.ENGINE_UNAVAILABLE, error.message)
         place = await self._prepare()
         outcome, ended = await self._run_engine(engine, place)
-        result = await self._finish(engine, place, outcome, ended)
-        await self._hand_in(result)
+        if self._lost.is_set():
+            return await self._quarantine(engine, place, ended)
+        try:
+            result = await self._finish(engine, place, outcome, ended)
+            await self._hand_in(result)
+        except StaleEpoch:
+            if not self._finishes:
+                raise
+            return await self._quarantine(engine, place, ended)
         if place.worktree is not None and result.outcome == "succeeded" and not ended.quarantined:
             await self._context.workspaces.remove(place.worktree)
         return result
 
+    async def _tell_failure(self, result: BuildResult) -> None:
+        if not self._unknown_to_temporal or result.failure == FailureKind.LEASE_LOST:
+            await self._reports.flush(LAST_WORDS_S)
+            return
+        with suppress(GigafactoryError, TimeoutError):  # then the lease runs out, and the job goes on all the same
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self._reports.deliver(result)
+
     # --- stopping -----------------------------------------------------------------------------------------------------
 
     def stop(self, reason: str) -> None:
-        """Let the attempt end; the first reason counts."""
-        if not self._stopping.done():
+        """Let the attempt end; the first reason counts. For its lease it is not stopped when it may finish without."""
+        if reason == "fenced" and self._run is not None and self._finishes:
+            self._lost.set()
+        elif not self._stopping.done():
             self._stopping.set_result(reason)
 
-    async def _first(self, work: asyncio.Future[Any]) -> None:
-        """Wait for the end of `work` or for the wish to stop."""
-        either: set[asyncio.Future[Any]] = {work, self._stopping}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    @property
+    def _finishes(self) -> bool:
+        """Whether the engine may run to its end without a lease; work in a plain directory cannot be kept apart."""
+        wanted = self._spec.on_lease_loss == LeaseLoss.FINISH_QUARANTINED
+        return wanted and self._repository.kind != RepositoryKind.DIRECTORY
+
+    async def _first(self, *work: asyncio.Future[Any]) -> None:
+        """Wait for the end of any `work` or for the wish to stop."""
+        await asyncio.wait({*work, self._stopping}, return_when=asyncio.FIRST_COMPLETED)
 
     async def _keep_lease(self) -> None:
-        ended = await keep_beating(self._request.grant.beat_s, details=self._details, acknowledged=self._on_beat)
-        self.stop("fenced" if ended == "lost" else ended)
+        """Beat; where Temporal does not answer, or knows the activity no more, the ledger keeps the lease."""
+        beat_s = self._request.grant.beat_s
+        ended = await keep_beating(
+            beat_s, details=self._details, lease=self._lease, renewed=self._renewed, unheard=self._confirm
+        )
+        if ended != "lost":
+            self.stop(ended)
+            return
+        self._unknown_to_temporal = True
+        while not (self._stopping.done() or self._lost.is_set()):
+            confirmed = await self._confirm()
+            await asyncio.sleep(beat_s if confirmed else min(beat_s, 0.5))
 
-    def _on_beat(self) -> None:
-        self._acknowledged = time.monotonic()
+    async def _watch_lease(self) -> None:
+        """End the attempt when its lease is over, unless it ran out unseen and the ledger says that it still counts."""
+        await self._lease.over()
+        while await self._confirm():
+            await self._lease.over()
+        self.stop("fenced")
+
+    async def _confirm(self) -> bool:
+        """Ask the ledger whether the attempt still counts; a yes renews the lease, no answer changes nothing."""
+        asked_at = self._lease.asked()
+        try:
+            async with asyncio.timeout(CONFIRM_S):
+                stop = await self._reports.confirm()
+        except StaleEpoch:
+            self.stop("fenced")
+            return False
+        except (GigafactoryError, TimeoutError):
+            return False
+        if stop:
+            self.stop(stop)
+        activity.heartbeat()  # only for the SDK's own timer
+        self._lease.renew(asked_at)
+        self._renewed()
+        return True
+
+    async def _assure(self) -> None:
+        """Return when the attempt may write.
+
+        Raises:
+            StaleEpoch: its lease ran out, and the ledger does not say that it counts all the same.
+
+        """
+        if self._lease.left_s <= 0 and not await self._confirm():
+            raise StaleEpoch(f"the lease of epoch {self._request.epoch} ran out before this could be written")
+
+    def _renewed(self) -> None:
         if self._run is not None:
-            self._run.beat(self._lease_left())
-
-    def _lease_left(self) -> float:
-        """Return the seconds that the engine may run on without another acknowledged beat."""
-        ttl = self._request.grant.lease_ttl_s
-        return max(0.1, self._acknowledged + ttl - min(3.0, ttl * LEASE_MARGIN) - time.monotonic())
+            self._run.beat(self._lease.until)
 
     def _details(self) -> Mapping[str, Any]:
         output = self._output
@@ -202,7 +299,7 @@ class Attempt:
         if self._repository.kind == RepositoryKind.DIRECTORY:
             return _Place(_directory(self._repository.url))
         url, job_id, epoch = self._repository.url, self._request.job_id, self._request.epoch
-        worktree = await self._check_out()
+        worktree, restored = await self._check_out()
         fence = store(worktree.mirror, opened(job_id, epoch, git.object_format_of(self._base)))
         if epoch > 1:  # the first epoch has nobody to fence off; its first push makes the ref
             await self._push(worktree.mirror, [f"{fence}:{job_ref(job_id)}"])
@@ -217,9 +314,10 @@ class Attempt:
             fence=f"{fence}:{job_ref(job_id)}",
             start_index=str(start_index),
         )
-        return _Place(worktree.path, worktree, plan)
+        return _Place(worktree.path, worktree, plan, restored)
 
-    async def _check_out(self) -> Worktree:
+    async def _check_out(self) -> tuple[Worktree, bool]:
+        """Return the worktree, and whether it holds what an earlier attempt did."""
         grant, workspaces, url = self._request.grant, self._context.workspaces, self._repository.url
         tree = ""
         if grant.checkpoint_sha:
@@ -231,37 +329,41 @@ class Attempt:
             except WorkspaceError as error:
                 self._reports.event("workspace", f"the checkpoint is out of reach, starting from the base: {error}")
         base_ref = f"refs/heads/{self._repository.base}"
-        return await workspaces.check_out(url, self._base, self._folder / "work", ref=base_ref, tree=tree)
+        worktree = await workspaces.check_out(url, self._base, self._folder / "work", ref=base_ref, tree=tree)
+        return worktree, bool(tree)
 
     async def _push(self, mirror: Path, refspecs: list[str]) -> None:
         """Push under the fence.
 
         Raises:
-            StaleEpoch: the remote knows a newer epoch of this job.
+            StaleEpoch: the remote knows a newer epoch of this job, or the lease ran out.
             WorkspaceError: the remote is out of reach, or somebody else has the lock of a ref there.
 
         """
-        url = self._repository.url
-        for pause in PUSH_PAUSES_S:
-            with suppress(WorkspaceError):
-                pushed = await git.push(mirror, url, refspecs)
-                if not pushed.locked:
-                    break
-            await asyncio.sleep(pause)
-        else:
-            pushed = await git.push(mirror, url, refspecs)
-        where = git.strip_userinfo(url)
+        await self._assure()
+        pushed = await self._pushed(mirror, refspecs)
+        where = git.strip_userinfo(self._repository.url)
         reasons = "; ".join(f"{ref}: {reason}" for ref, reason in pushed.rejected.items())
         if pushed.locked:  # says nothing of epochs: the remote looks at locks first
             raise WorkspaceError(f"{where} cannot change a ref; a file ref.lock may have been left there: {reasons}")
         if not pushed.ok:
             raise StaleEpoch(f"{where} refuses epoch {self._request.epoch} of {self._request.job_id}: {reasons}")
 
+    async def _pushed(self, mirror: Path, refspecs: list[str]) -> git.PushResult:
+        """Push, again when the remote is out of reach or locked; raises WorkspaceError when it stays out of reach."""
+        for pause in PUSH_PAUSES_S:
+            with suppress(WorkspaceError):
+                pushed = await git.push(mirror, self._repository.url, refspecs)
+                if not pushed.locked:
+                    return pushed
+            await asyncio.sleep(pause)
+        return await git.push(mirror, self._repository.url, refspecs)
+
     # --- the engine ---------------------------------------------------------------------------------------------------
 
     async def _run_engine(self, engine: Engine, place: _Place) -> tuple[EngineOutcome, RunExit]:
         """Run the engine to its end, whatever ends it."""
-        run = self._engine_run(engine, place)
+        run = self._engine_run(engine, place, await self._work_so_far(engine, place))
         parser = engine.parser(run)
         command = engine.command(run)
         command.lay_down()
@@ -283,13 +385,20 @@ class Attempt:
         code = -ended.signal if ended.signal else ended.exit_code
         return parser.finish(code, output.stderr_tail), ended
 
-    def _engine_run(self, engine: Engine, place: _Place) -> EngineRun:
+    async def _work_so_far(self, engine: Engine, place: _Place) -> str:
+        """Return the diff of what an earlier attempt left in the worktree, for an engine that reads prose."""
+        if place.worktree is None or not place.restored or engine.engine_class in SCRIPT_CLASSES:
+            return ""
+        patch = await git.patch_text(place.worktree.mirror, self._base, self._request.grant.checkpoint_sha)
+        return self._context.redactor.redact(patch.decode(errors="replace"))
+
+    def _engine_run(self, engine: Engine, place: _Place, work: str) -> EngineRun:
         home, resume = self._context.paths.home(engine.name), self._request.resume
         session = resume.session_id if resume.engine == engine.name and engine.supports_resume else None
         if session is not None and not engine.has_session(home, session):
             session = None
         return EngineRun(
-            prompt=brief(self._request, engine, resumed=session is not None),
+            prompt=brief(self._request, engine, resumed=session is not None, work=work),
             workdir=place.workdir,
             home=home,
             attempt_dir=self._folder,
@@ -312,7 +421,7 @@ class Attempt:
             timeout_s=float(self._spec.timeout_s),
             grace_s=settings.stop_grace_s,
             stdin=stdin,
-            lease_s=self._lease_left(),
+            lease_until=None if self._finishes else self._lease.until,
             checkpoint_s=settings.checkpoint_s,
             git=place.plan,
             api=self._context.api,
@@ -402,10 +511,7 @@ class Attempt:
         if not ended.changed:
             return self._base
         job_id, epoch = self._request.job_id, self._request.epoch
-        who = await self._context.workspaces.identity(self._repository.url)
-        message = self._message(engine, "" if candidate else "Checkpoint: ")
-        when = datetime.fromtimestamp(int(ended.ended_at), UTC)
-        sha = git.write_commit(worktree.mirror, ended.clean_tree, [self._base], message=message, who=who, when=when)
+        sha = await self._commit(worktree, ended, engine, prefix="" if candidate else "Checkpoint: ")
         if self._run is not None:
             self._run.sealed(sha)
         fence = opened(job_id, epoch, git.object_format_of(self._base))[-1][0]
@@ -418,6 +524,26 @@ class Attempt:
             self._reports.event("workspace", f"the work so far is only on {self._context.name}: {error.message}")
             return ""
         return sha
+
+    async def _commit(self, worktree: Worktree, ended: RunExit, engine: Engine, *, prefix: str) -> str:
+        who = await self._context.workspaces.identity(self._repository.url)
+        message, when = self._message(engine, prefix), datetime.fromtimestamp(int(ended.ended_at), UTC)
+        return git.write_commit(worktree.mirror, ended.clean_tree, [self._base], message=message, who=who, when=when)
+
+    async def _quarantine(self, engine: Engine, place: _Place, ended: RunExit) -> BuildResult:
+        """Keep what was finished without a lease where nothing looks for work, and tell of it."""
+        self._lost.set()
+        lost = self._failed(FailureKind.LEASE_LOST, IN_QUARANTINE)
+        if place.worktree is None or not ended.changed or ended.problem:
+            return lost
+        ref = quarantine_ref(self._request.job_id, self._request.epoch)
+        sha = await self._commit(place.worktree, ended, engine, prefix="Quarantined: ")
+        await git.update_ref(place.worktree.mirror, ref, sha)  # should the remote not have it
+        pushed = await self._pushed(place.worktree.mirror, [f"+{sha}:{ref}"])
+        if not pushed.ok:
+            raise WorkspaceError(f"the remote refuses {ref}: {pushed.rejected}")
+        await self._reports.quarantined(ref, sha, f"the engine ended without a lease ({ended.reason})")
+        return lost
 
     def _message(self, engine: Engine, prefix: str) -> str:
         trailers = [
@@ -436,13 +562,17 @@ class Attempt:
         """
         if result.outcome != "succeeded":
             return
+        await self._assure()
         delivering = asyncio.create_task(self._reports.deliver(result))
-        await self._first(delivering)
-        if not delivering.done() and self._stopping.result() not in KEEP_CANDIDATE:
+        losing = asyncio.create_task(self._lost.wait())
+        await self._first(delivering, losing)
+        losing.cancel()
+        reason = self._stopping.result() if self._stopping.done() else "fenced"
+        if not delivering.done() and reason not in KEEP_CANDIDATE:
             delivering.cancel()
             with suppress(asyncio.CancelledError):
                 await delivering
-            raise StaleEpoch(f"the attempt was stopped ({self._stopping.result()}) before its result was taken")
+            raise StaleEpoch(f"the attempt was stopped ({reason}) before its result was taken")
         await delivering
 
     def _failed(self, failure: FailureKind, message: str) -> BuildResult:
@@ -459,13 +589,16 @@ class Attempt:
         )
 
 
-def _reason_of(details: activity.ActivityCancellationDetails | None) -> str:
-    """Return why the SDK wants the activity to end, in the words of `STOP_FAILURES`."""
+def _reason_of(details: activity.ActivityCancellationDetails | None) -> str | None:
+    """Return why the SDK wants the activity to end, in the words of `STOP_FAILURES`.
+
+    None: because Temporal does not know it any more, which our own heartbeat finds out, and asks the ledger.
+    """
     if details is None or details.cancel_requested:
         return "cancelled"
     if details.worker_shutdown:
         return "drain"
-    return "paused" if details.paused else "fenced"
+    return "paused" if details.paused else None
 
 
 def _fresh_folder(folder: Path) -> None:

@@ -82,6 +82,25 @@ class AttemptReports(Protocol):
         """
         ...
 
+    async def quarantined(self, ref: str, sha: str, message: str) -> None:
+        """Tell where the work lies that was finished without a lease; waits for as long as the API is away.
+
+        Raises:
+            GigafactoryError: the API will not take it.
+
+        """
+        ...
+
+    async def confirm(self) -> Literal["", "cancelled"]:
+        """Tell the ledger that the attempt lives, so that it keeps the lease; return why it is to stop, if it is.
+
+        Raises:
+            StaleEpoch: the attempt's lease is gone; nothing of it counts any more.
+            GigafactoryError: the API does not answer, or not as it should.
+
+        """
+        ...
+
     async def flush(self, limit_s: float) -> None:
         """Send what waits now, and wait for that as long as `limit_s`."""
         ...

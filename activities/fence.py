@@ -35,6 +35,11 @@ def job_ref(job_id: str) -> str:
     return f"refs/gigafactory/job/{job_id}"
 
 
+def quarantine_ref(job_id: str, epoch: int) -> str:
+    """Return the ref that keeps what one epoch finished after it had lost its lease; nothing ever reads it."""
+    return f"refs/gigafactory/quarantine/{job_id}/{epoch}"
+
+
 def wip_ref(job_id: str, epoch: int) -> str:
     """Return the ref that holds checkpoints and the candidate of one epoch."""
     return f"refs/gigafactory/wip/{job_id}/{epoch}"

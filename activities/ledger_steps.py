@@ -91,14 +91,18 @@ class LedgerSteps:
 
     @activity.defn
     async def route(self, request: JobRef) -> RouteReply:
-        """Ask for a seat; returns the living grant when there is one already."""
+        """Ask for a seat; returns the living grant when there is one already, and otherwise until when to sleep."""
         grant = await self._ledger.route(request.job_id, _now())
         self._wake()
-        return RouteReply(grant=grant)
+        rest = await self._ledger.rest(request.job_id, _now()) if grant is None else None
+        return RouteReply(grant=grant) if rest is None else RouteReply(until=rest.until, message=rest.message)
 
     @activity.defn
     async def reclaim(self, request: ReclaimRequest) -> ReclaimReply:
-        """Mark an epoch lost, unless its result was accepted before: then return that result. Idempotent."""
+        """Mark an epoch lost, unless its result was accepted before, or it lives on: then say so. Idempotent."""
+        left = await self._ledger.adopt(request.job_id, request.epoch, _now(), stop=request.stop)
+        if left is not None:
+            return ReclaimReply(living_s=left.total_seconds())
         lost = await self._ledger.mark_lost(
             request.job_id, request.epoch, request.reason, "", _now(), tell_workflow=False
         )

@@ -61,8 +61,8 @@ class RunSpec:
     timeout_s: float
     grace_s: float
     stdin: str | None = None
-    lease_s: float | None = None
-    """Seconds that the run may go on without a renewed lease; None: for as long as its wall time."""
+    lease_until: float | None = None
+    """Time of `activities.clock.boot_time` at which the lease ends; None: there is none."""
     checkpoint_s: float = 30.0
     git: GitPlan | None = None
     api: ApiAddress | None = None
@@ -118,9 +118,9 @@ class SupervisedRun:
         self._life_line = life_line
         self._reader: asyncio.Task[None] | None = None
 
-    def beat(self, lease_s: float) -> None:
-        """Renew the lease: the run is fenced when this long nothing more is heard."""
-        self._tell(op="beat", lease_s=lease_s)
+    def beat(self, lease_until: float) -> None:
+        """Renew the lease until that time of the boot-time clock; however late this is read, it means the same."""
+        self._tell(op="beat", lease_until=lease_until)
 
     def stop(self, reason: str, *, grace_s: float = 0.0) -> None:
         """End the run: asked with SIGTERM first when there is a grace, killed after it."""

@@ -148,6 +148,10 @@ class Link:
             self._free.release()
         await self._send(answer)
 
+    def is_concerned(self, news: LinkNews) -> bool:
+        """Return whether the agent may have to be told something of the news."""
+        return self._switch_epoch != news.switch_epoch or not news.stops.keys().isdisjoint(self.running)
+
     async def tell(self, news: LinkNews) -> None:
         """Tell the agent what of the news is for it and was not told yet."""
         fresh = [one for one in sorted(self.running) if one in news.stops and one not in self._told]
@@ -237,7 +241,9 @@ class Links:
     async def _round(self, links: tuple[Link, ...]) -> None:
         running = sorted({attempt for link in links for attempt in link.running})
         news = await self._source.link_news(running)
-        await asyncio.gather(*(link.tell(news) for link in links), *(link.check_token() for link in links))
+        await asyncio.gather(*(link.tell(news) for link in links if link.is_concerned(news)))
+        for link in links:  # no task for each: they wait for nothing, and there may be a thousand
+            await link.check_token()
 
     async def close(self) -> None:
         """End all links, because this process stops; agents come back to the next one."""

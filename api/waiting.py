@@ -57,7 +57,7 @@ def _ships_by_itself(job: JobView) -> bool:
 
 
 def _blocked(job: JobView, condition: Condition) -> Waiting:
-    if condition.reason in ("backoff", "usage_limit"):
+    if condition.reason in ("backoff", "cooldown", "usage_limit"):
         return Waiting(kind="time", message=condition.message, command=f"gf requeue {job.id}", until=condition.until)
     if condition.reason in ("parents", "children"):
         kind: Literal["parents", "children"] = "parents" if condition.reason == "parents" else "children"

@@ -141,6 +141,15 @@ def status(as_json: Json = False) -> int:
 
 @app.command()
 @guarded
+def demo(as_json: Json = False) -> int:
+    """Watch a factory being killed and its job go on elsewhere; needs nothing and leaves nothing."""
+    from cli import demo as showing  # noqa: PLC0415
+
+    return showing.demo(as_json=as_json)
+
+
+@app.command()
+@guarded
 def doctor(as_json: Json = False) -> int:
     """Check this machine and say how to mend each thing that is missing."""
     from cli import doctor as checks  # noqa: PLC0415
@@ -357,7 +366,7 @@ def undrain(factory: Factory, as_json: Json = False) -> int:
 @app.command()
 @guarded
 def release(factory: Factory, as_json: Json = False) -> int:
-    """Let a quarantined factory take jobs again; what it spoilt before counts no more."""
+    """Let a quarantined factory take jobs again, and engines that rest there; what was before counts no more."""
     from cli import switching  # noqa: PLC0415
 
     return switching.order(factory, "release", as_json=as_json)

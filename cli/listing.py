@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -99,6 +100,8 @@ def _attempt_line(attempt: dict[str, Any]) -> str:
     outcome = attempt["outcome"] or ("running" if attempt["started_at"] else "granted")
     took = words.between(attempt["started_at"] or attempt["granted_at"], attempt["ended_at"])
     message = f": {words.clipped(attempt['message'], 100)}" if attempt["message"] else ""
+    if attempt["cooldown_until"]:
+        message += f" (not asked there again before {words.moment(attempt['cooldown_until'])})"
     return f"{attempt['epoch']:>2}  {attempt['factory']}/{attempt['engine']}  {outcome}  {took}{message}"
 
 
@@ -125,16 +128,28 @@ def factories(*, capabilities: bool, as_json: bool) -> ExitCode:
     rows = [_factory_row(factory, now) for factory in found["factories"]]
     output.table(("FACTORY", "STATE", "HOST", "PID", "SEATS", "STATIONS", "LAST BEAT"), rows)
     for factory in found["factories"]:
-        if factory["activity"]["reason"]:
-            output.note(f"{factory['name']} takes no further job: {factory['activity']['reason']}")
-        for station in factory["stations"]:
-            if not station["usable"] and station["repair"]:
-                output.note(f"{factory['name']}/{station['engine']}: {station['repair']}")
-        for claim in factory["unattested"]:
-            output.note(f"{factory['name']}: {claim} does not count; gf attest {factory['name']} {claim}")
+        for note in _notes_on(factory, now):
+            output.note(note)
         if capabilities:
             _say_capabilities(factory)
     return ExitCode.DONE
+
+
+def _notes_on(factory: dict[str, Any], now: datetime) -> Iterator[str]:
+    """Yield what somebody may have to know or do about a factory."""
+    name = factory["name"]
+    if factory["activity"]["reason"]:
+        yield f"{name} takes no further job: {factory['activity']['reason']}"
+    if absence := factory["status"].get("absence"):
+        yield f"{name}: {absence['message']} (noticed {words.age(absence['at'], now)} ago)"
+    for station in factory["stations"]:
+        place = f"{name}/{station['engine']}"
+        if not station["usable"] and station["repair"]:
+            yield f"{place}: {station['repair']}"
+        if words.in_future(station["cooldown_until"], now):
+            yield f"{place} rests until {words.moment(station['cooldown_until'])}: {station['cooldown_reason']}"
+    for claim in factory["unattested"]:
+        yield f"{name}: {claim} does not count; gf attest {name} {claim}"
 
 
 def _say_capabilities(factory: dict[str, Any]) -> None:

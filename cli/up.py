@@ -25,9 +25,20 @@ from workers.stack_stop import stop_stack
 FOREGROUND_POLL_S: Final = 0.3
 
 
-def ensure_up(home: Path, progress: stack_start.Progress = output.note, *, factories: int | None = None) -> StackInfo:
+def ensure_up(
+    home: Path,
+    progress: stack_start.Progress = output.note,
+    *,
+    factories: int | None = None,
+    foreground: bool = False,
+) -> StackInfo:
     """Return the stack of `home` once it is ready, starting it if it does not run; see `workers.stack_start`."""
-    return stack_start.ensure_up(home, progress, factories=factories)
+    return stack_start.ensure_up(home, progress, factories=factories, foreground=foreground)
+
+
+def take_down(home: Path) -> None:
+    """Stop the stack of `home`, if there is one."""
+    stop_stack(home, output.note)
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------

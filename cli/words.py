@@ -40,6 +40,16 @@ def clock(at: str) -> str:
     return datetime.fromisoformat(at).astimezone().strftime("%H:%M:%S")
 
 
+def moment(at: str) -> str:
+    """Return day and time of day, here, of the ISO time `at`."""
+    return datetime.fromisoformat(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def in_future(at: str | None, now: datetime) -> bool:
+    """Return whether the ISO time `at` is still to come."""
+    return at is not None and datetime.fromisoformat(at) > now
+
+
 def tokens(count: int | None) -> str:
     """Return a number of tokens."""
     return UNKNOWN if count is None else f"{count:,}"

@@ -12,7 +12,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import AwareDatetime, Field, ValidationError
 
 from core.job import FailureKind, JobSpec, Message
 
@@ -115,8 +115,8 @@ class BuildResult(Message):
     changed: bool = False
     failure: FailureKind | None = None
     message: str = Field(default="", max_length=4000)
-    retry_at: datetime | None = None
-    """For `rate_limited`: when the provider says that work is possible again (aware)."""
+    retry_at: AwareDatetime | None = None
+    """For `rate_limited`: when the provider says that work is possible again."""
     exit_code: int | None = None
     duration_s: float = 0.0
     session_id: str | None = Field(default=None, max_length=200)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from core.attempt import BuildResult, Grant, Resume, ShipResult, Verdict
 from core.dag import Wait
 from core.errors import IllegalAction
-from core.job import Condition, FailureKind, JobSpec, Message, Stage
+from core.job import OF_THE_PLACE, Condition, Cooldown, FailureKind, JobSpec, Message, Stage
 from core.job_events import (
     ACTIONS,
     Act,
@@ -62,8 +62,14 @@ from core.recovery import POLICY_APPROVAL, gate_again, restored
 MessageT = TypeVar("MessageT", bound=Message)
 
 MAX_BACKOFF = timedelta(hours=1)
-DEFAULT_LIMIT_SLEEP = timedelta(minutes=15)
-"""How long a job sleeps when a provider reports a usage limit without saying when it ends."""
+DEFAULT_COOLDOWN = timedelta(minutes=15)
+"""How long an engine is left alone at a place where it cannot work, when nobody says when it can again."""
+LONGEST_COOLDOWN = timedelta(days=35)
+"""No provider's window is longer than a month; a later reset is not believed."""
+SHORTEST_COOLDOWN = timedelta(seconds=1)
+"""Doubles with each move of the job, so that one whose engines are limited again and again asks ever less often."""
+SHORTEST_REST = timedelta(seconds=1)
+"""A job does not ask again before, whatever time it was told: clocks differ."""
 WAITING_BACKSTOP = timedelta(minutes=5)
 """A job that waits for its parents asks again after this time, in case a signal was lost."""
 STORY_LINES = 20
@@ -125,7 +131,7 @@ def _refuse_requeue(state: JobState, act: Act) -> str | None:
         return f"job {state.job_id} is running ({state.step}); cancel or pause it first"
     if state.paused:
         return f"job {state.job_id} is paused; resume it first"
-    if state.stage == Stage.QUEUED and not _sleeping(state):
+    if state.stage == Stage.QUEUED and not _sleeping(state) and not state.blocked("cooldown"):
         return f"job {state.job_id} is queued already"
     return None
 
@@ -258,10 +264,19 @@ def _on_granted(state: JobState, event: Granted, now: datetime) -> Decision:
 
 
 def _on_parked(state: JobState, event: Parked, now: datetime) -> Decision:
-    """Wait without a clock: the ledger hands capacity over, and the reconciler repeats a grant that went unheard."""
+    """Wait: the ledger hands capacity over, and the reconciler repeats a grant that went unheard.
+
+    Only where all engines rest there is a time to ask again; until then any other place may still take the job.
+    """
     if state.stage != Stage.QUEUED or state.step:
         return Decision(state=state)
-    return Decision(state=_update(state, wake_at=None))
+    if event.until is None:
+        return Decision(state=_update(state, wake_at=None))
+    condition = Condition(type="blocked", reason="cooldown", message=event.message[:2000], until=event.until)
+    conditions = (*_without(state, "cooldown"), condition)
+    resting = _update(state, conditions=conditions, wake_at=max(event.until, now + SHORTEST_REST))
+    entry = Entry(type="job.rests", message=condition.message, data={"until": event.until.isoformat()})
+    return Decision(state=resting, commands=(Write(record=Record(entries=(entry,), conditions=conditions)),))
 
 
 def _on_tick(state: JobState, event: Tick, now: datetime) -> Decision:
@@ -271,7 +286,7 @@ def _on_tick(state: JobState, event: Tick, now: datetime) -> Decision:
         return Decision(state=_update(state, wake_at=None))
     if state.blocked("parents") or state.blocked("parent_failed"):
         return Decision(state=_update(state, wake_at=now + WAITING_BACKSTOP), commands=(ResolveParents(),))
-    awake = _update(state, conditions=_without(state, "backoff", "usage_limit"), wake_at=None)
+    awake = _update(state, conditions=_without(state, "backoff", "usage_limit", "cooldown"), wake_at=None)
     return Decision(state=awake, commands=(*_conditions_changed(state, awake, "waited long enough"), Route()))
 
 
@@ -285,10 +300,10 @@ def _on_built(state: JobState, event: Built, now: datetime) -> Decision:
         return _stopped(state, result, now)
     if not succeeded:
         failure = result.failure or FailureKind.BAD_RESULT
-        return _attempt_failed(state, failure, result.message, now, result=result)
+        return _attempt_failed(state, failure, result.message, now, result=result, moves_on=event.moves_on)
     judged = _move(state, Stage.REVIEW)
     judged = _update(judged, step="judge", candidate_sha=result.candidate_sha, base_sha=result.base_sha, verify="")
-    judged = _update(judged, stopping="", stopping_because="")
+    judged = _update(judged, stopping="", stopping_because="", moves=0)
     judge = Judge(grant=state.grant, base_sha=result.base_sha, candidate_sha=result.candidate_sha)
     return Decision(state=judged, commands=(judge,))
 
@@ -358,7 +373,7 @@ def _on_step_broken(state: JobState, event: StepBroken, now: datetime) -> Decisi
         return _stopped(state, None, now)
     if event.step == "ship":
         return _gate_blocked(state, event.message, {"failure": event.failure})
-    return _attempt_failed(state, event.failure, event.message, now)
+    return _attempt_failed(state, event.failure, event.message, now, began=event.began)
 
 
 def _on_lease_lost(state: JobState, event: LeaseLost, now: datetime) -> Decision:
@@ -438,6 +453,7 @@ def _act_requeue(state: JobState, act: Act, now: datetime) -> Decision:
         conditions=(),
         end_lease=True,
         release_locks=True,
+        end_cooldowns=state.blocked("cooldown") is not None,
     )
     queued = state if state.stage == Stage.QUEUED else _move(state, Stage.QUEUED)
     queued = _update(queued, resume=resume, conditions=(), candidate_sha="", verify="", wake_at=None)
@@ -472,7 +488,7 @@ def _act_pause(state: JobState, act: Act, now: datetime) -> Decision:
 
 
 def _act_resume(state: JobState, act: Act, now: datetime) -> Decision:
-    conditions = tuple(c for c in state.conditions if c.type != "paused")
+    conditions = tuple(c for c in _without(state, "cooldown") if c.type != "paused")
     resumed = _update(state, conditions=conditions)
     write = Write(record=Record(entries=(_act_entry(act),), conditions=conditions))
     if state.stage != Stage.QUEUED:
@@ -527,9 +543,13 @@ def _begin_build(state: JobState, grant: Grant) -> Decision:
         candidate_sha="",
         verify="",
         wake_at=None,
-        conditions=_without(state, "capacity", "backoff", "usage_limit", "parents", "parent_failed"),
+        conditions=_without(state, "capacity", "backoff", "usage_limit", "cooldown", "parents", "parent_failed"),
     )
-    return Decision(state=building, commands=(Build(grant=grant, resume=state.resume),))
+    build = Build(grant=grant, resume=state.resume)
+    if state.blocked("cooldown") is None:
+        return Decision(state=building, commands=(build,))
+    message = f"{grant.engine} on {grant.factory} can take it"  # the rest may have been written after the grant
+    return Decision(state=building, commands=(*_conditions_changed(state, building, message), build))
 
 
 def _start_ship(state: JobState, by: str) -> Decision:
@@ -596,20 +616,28 @@ def _attempt_failed(
     result: BuildResult | None = None,
     verdict: Verdict | None = None,
     entries: tuple[Entry, ...] = (),
+    moves_on: bool = True,
+    began: bool = True,
 ) -> Decision:
-    """Decide between another attempt, a sleep, `failed` and `dead_letter`."""
+    """Decide between another attempt, a sleep, `failed` and `dead_letter`.
+
+    Where the place is to blame the job asks for another one at once; whether there is one, the router knows.
+    """
     line = f"epoch {state.epoch} on {_where(state)}: {failure}: {message}"[:500]
+    retry_at = result.retry_at if result else None
+    cooldown = _cooldown(state, failure, message, retry_at, now) if failure in OF_THE_PLACE and moves_on else None
     told = _update(
         state,
         step="",
+        moves=state.moves + 1 if cooldown else 0,
         story=(*state.story, line)[-STORY_LINES:],
         resume=_resume_after(state, failure, message, result, verdict),
     )
-    onward = _after_failure(told, failure, message, result.retry_at if result else None, now)
+    onward = _queued_again(told) if cooldown else _after_failure(told, failure, message, retry_at, now, began=began)
     record = Record(
         path=(onward.stage,),
         epoch=state.epoch,
-        entries=(*entries, _failure_entry(onward, failure, message)),
+        entries=(*entries, _failure_entry(onward, failure, message, cooldown)),
         conditions=onward.conditions,
         attempt_outcome=failure,
         attempt_message=message[:2000],
@@ -620,6 +648,7 @@ def _attempt_failed(
         end_lease=True,
         release_locks=True,
         exclude_factory=failure == FailureKind.LEASE_LOST,
+        cooldown=cooldown,
     )
     if onward.ended:
         return Decision(state=onward, commands=(Write(record=record), Finish()))
@@ -629,17 +658,16 @@ def _attempt_failed(
 
 
 def _after_failure(
-    state: JobState, failure: FailureKind, message: str, retry_at: datetime | None, now: datetime
+    state: JobState, failure: FailureKind, message: str, retry_at: datetime | None, now: datetime, *, began: bool
 ) -> JobState:
     """Return the state a failure leads to; retries count only what `retry` counts."""
     if failure in (FailureKind.LEASE_LOST, FailureKind.INTERRUPTED):
-        lost = failure == FailureKind.LEASE_LOST
+        lost = failure == FailureKind.LEASE_LOST and began
         if lost and state.reclaims >= state.policy.reclaim_limit:
             return _update(_move(state, Stage.DEAD_LETTER), conditions=())
-        queued = _move(state, Stage.QUEUED)
-        return _update(queued, reclaims=state.reclaims + lost, conditions=_paused_only(state), wake_at=None)
+        return _update(_queued_again(state), reclaims=state.reclaims + lost)
     if failure == FailureKind.RATE_LIMITED:
-        until = retry_at if retry_at and retry_at > now else now + DEFAULT_LIMIT_SLEEP
+        until = _reset(retry_at, now)
         return _sleep(state, "usage_limit", f"usage limit of the engine's provider: {message}", until)
     retry = state.spec.retry
     if retry is None or failure not in retry.on:
@@ -649,6 +677,24 @@ def _after_failure(
     wait = min(timedelta(seconds=retry.backoff_s * 2**state.failures), MAX_BACKOFF)
     counted = _update(state, failures=state.failures + 1)
     return _sleep(counted, "backoff", f"retry {counted.failures} of {retry.max} after {failure}", now + wait)
+
+
+def _queued_again(state: JobState) -> JobState:
+    """Return the state of a job that wants another place at once."""
+    return _update(_move(state, Stage.QUEUED), conditions=_paused_only(state), wake_at=None)
+
+
+def _cooldown(
+    state: JobState, failure: FailureKind, message: str, retry_at: datetime | None, now: datetime
+) -> Cooldown:
+    """Return how long the engine of the running attempt is left alone there: as it was told, within reason."""
+    least = min(SHORTEST_COOLDOWN * 2 ** min(state.moves, 16), MAX_BACKOFF)
+    return Cooldown(until=max(_reset(retry_at, now), now + least), reason=f"{failure}: {message}"[:500])
+
+
+def _reset(told: datetime | None, now: datetime) -> datetime:
+    """Return the time that a provider told, where it is to come and can be; otherwise a default."""
+    return told if told is not None and now < told <= now + LONGEST_COOLDOWN else now + DEFAULT_COOLDOWN
 
 
 def _sleep(state: JobState, reason: str, message: str, until: datetime) -> JobState:
@@ -661,18 +707,21 @@ def _resume_after(
 ) -> Resume:
     """Return what the next attempt is told."""
     tail = (verdict.log_tail if verdict else result.log_tail if result else "")[-2000:]
-    session = (result.session_id if result else None) or state.resume.session_id
+    session, engine = state.resume.session_id, state.resume.engine
+    if result is not None and result.session_id and state.grant is not None:
+        session, engine = result.session_id, state.grant.engine
     return Resume(
         session_id=session,
-        engine=state.grant.engine if state.grant else None,
+        engine=engine,
         note=state.resume.note,
         failure=f"{failure}: {message}" + (f"\n{tail}" if tail else ""),
     )
 
 
-def _failure_entry(onward: JobState, failure: FailureKind, message: str) -> Entry:
+def _failure_entry(onward: JobState, failure: FailureKind, message: str, cooldown: Cooldown | None) -> Entry:
     if onward.stage == Stage.QUEUED:
         data: dict[str, Any] = {"failure": failure, "failures": onward.failures, "reclaims": onward.reclaims}
+        data |= {"cooldown_until": cooldown.until.isoformat()} if cooldown else {}
         return Entry(type="job.requeued", message=f"{failure}: {message}"[:2000], data=data)
     return Entry(
         type=f"job.{onward.stage}",

@@ -57,6 +57,9 @@ class FailureKind(StrEnum):
     CRASH = "crash"
     ENGINE_ERROR = "engine_error"
     RATE_LIMITED = "rate_limited"
+    ENGINE_UNAVAILABLE = "engine_unavailable"
+    """The engine cannot work at that place, whatever the job: not installed, not signed in, out of credit, not to be
+    understood."""
     WORKSPACE = "workspace"
     BAD_RESULT = "bad_result"
     LEASE_LOST = "lease_lost"
@@ -75,12 +78,24 @@ RETRYABLE_BY_MANIFEST = (
 )
 
 
+OF_THE_PLACE = (FailureKind.RATE_LIMITED, FailureKind.ENGINE_UNAVAILABLE)
+"""Ends that say something about the engine at that place, and nothing about job or machine: the job moves on."""
+
+
+class Cooldown(Message):
+    """Until when an engine is not asked on a factory again, and why."""
+
+    until: datetime
+    """Aware."""
+    reason: str
+
+
 class Condition(Message):
     """A reason why a job does not move although its stage is not an end; shown beside the stage."""
 
     type: Literal["blocked", "paused"]
     reason: str
-    """Stable code: `parents`, `parent_failed`, `scope`, `conflict`, `usage_limit`, `backoff`, `operator`."""
+    """Stable code: `parents`, `parent_failed`, `scope`, `conflict`, `cooldown`, `backoff`, `operator`."""
     message: str
     until: datetime | None = None
 
@@ -147,6 +162,15 @@ class ShipMode(StrEnum):
     """Open a pull request (not built yet: refused)."""
 
 
+class LeaseLoss(StrEnum):
+    """What an engine does whose attempt does not count any more."""
+
+    STOP = "stop"
+    """It is killed."""
+    FINISH_QUARANTINED = "finish-quarantined"
+    """It runs to its end; what it leaves is kept and shown, and never applied."""
+
+
 class ProfileRef(Message):
     """Which profile, in which version, was resolved into a job."""
 
@@ -179,6 +203,7 @@ class JobSpec(Message):
     yolo: bool = False
     lock: str | None = None
     timeout_s: int = 3600
+    on_lease_loss: LeaseLoss = LeaseLoss.STOP
     verify: tuple[str, ...] = ()
     """Shell command lines, run in order in a clean checkout of the candidate; the first failure ends it."""
     retry: RetrySpec | None = None

@@ -46,6 +46,8 @@ class JobState(Message):
     verify: Literal["", "passed", "failed", "none"] = ""
     failures: int = 0
     reclaims: int = 0
+    moves: int = 0
+    """Attempts in a row that ended because of the place (`core.job.OF_THE_PLACE`)."""
     conditions: tuple[Condition, ...] = ()
     wake_at: datetime | None = None
     """When to look again although nothing happened; None while something is running or a human decides."""
@@ -131,11 +133,18 @@ class Granted(Message):
 class Parked(Message):
     """Admission has no seat for the job now; it hears by `Granted` when there is one."""
 
+    until: datetime | None = None
+    """When the first engine that may do it can be asked again, if all of them rest; None: it waits for a seat."""
+    message: str = ""
+    """Which engines rest until when, and why."""
+
 
 class Built(Message):
     """The engine activity answered."""
 
     result: BuildResult
+    moves_on: bool = True
+    """False: a usage limit holds the job until its reset, as it did before jobs moved on to another engine."""
 
 
 class StepBroken(Message):
@@ -145,6 +154,8 @@ class StepBroken(Message):
     step: Step
     failure: FailureKind
     message: str
+    began: bool = True
+    """Whether a factory had taken it; a job cannot have hurt one that has not."""
 
 
 class LeaseLost(Message):

@@ -5,6 +5,7 @@ Messages are lenient towards newer writers (`core.job.Message`), so that a worke
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 from core.attempt import BuildResult, Grant
@@ -124,6 +125,9 @@ class RouteReply(Message):
     """Answer of `route`: a grant, or none for now."""
 
     grant: Grant | None = None
+    until: datetime | None = None
+    """See `core.job_events.Parked`."""
+    message: str = ""
 
 
 class ReclaimRequest(Message):
@@ -132,12 +136,16 @@ class ReclaimRequest(Message):
     job_id: str
     epoch: int
     reason: str = ""
+    stop: bool = False
+    """The attempt is wanted to end, should it live."""
 
 
 class ReclaimReply(Message):
-    """Answer of `reclaim`: the result that the attempt had delivered before it was lost, if it had."""
+    """Answer of `reclaim`: the result that the attempt had handed in, or that it lives on, or neither: it is lost."""
 
     accepted: BuildResult | None = None
+    living_s: float | None = None
+    """It told of itself without a heartbeat; that word is good for so long, then ask again."""
 
 
 class PlaceRequest(Message):
@@ -162,6 +170,12 @@ class LostSignal(Message):
     epoch: int
     reason: str = ""
     checkpoint_sha: str = ""
+
+
+class HandedInSignal(Message):
+    """Payload of the `handed_in` signal: the ledger has the result of an attempt that Temporal does not know."""
+
+    epoch: int
 
 
 class InterruptSignal(Message):

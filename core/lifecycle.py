@@ -13,7 +13,7 @@ from pydantic import Field
 from core.attempt import Usage
 from core.dag import Wait
 from core.errors import IllegalTransition
-from core.job import Condition, Message, Stage
+from core.job import Condition, Cooldown, Message, Stage
 
 TRANSITIONS: dict[Stage, tuple[Stage, ...]] = {
     Stage.QUEUED: (Stage.ASSIGNED, Stage.FAILED, Stage.DEAD_LETTER, Stage.CANCELLED),
@@ -107,6 +107,10 @@ class Record(Message):
     release_locks: bool = False
     exclude_factory: bool = False
     """Prefer another factory than this epoch's for the next grant (its agent was lost)."""
+    cooldown: Cooldown | None = None
+    """The engine of this epoch is not asked on its factory before then, by no job."""
+    end_cooldowns: bool = False
+    """The engines that may do the job are asked again at once, wherever they were not to be (an operator's word)."""
 
 
 class RecordAck(Message):

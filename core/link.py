@@ -66,8 +66,8 @@ class Answer(Message):
     body: dict[str, Any] = Field(default_factory=dict)
 
 
-StopReason = Literal["cancelled", "fenced"]
-"""`fenced`: nothing that the attempt does counts any more."""
+StopReason = Literal["cancelled", "fenced", "preempted"]
+"""`fenced`: nothing that the attempt does counts any more. `preempted`: a more urgent job needs its seat."""
 
 
 class StopOrder(AttemptRef):

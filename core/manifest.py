@@ -62,7 +62,7 @@ from core.field_types import (
     some,
 )
 from core.front_matter import BODY, FRONT_MATTER, body_problems, normal_body, read_front_matter
-from core.job import RETRYABLE_BY_MANIFEST, FailureKind, Message, Priority, ShipMode
+from core.job import RETRYABLE_BY_MANIFEST, FailureKind, LeaseLoss, Message, Priority, ShipMode
 from core.quantities import kind_of
 
 LONGEST_TITLE = 72
@@ -242,6 +242,11 @@ class Manifest(Section):
     retry: Retry | None = Field(
         default=None, description="Repeats failed attempts; without it the first failure ends the job in `failed`."
     )
+    on_lease_loss: Annotated[LeaseLoss, BeforeValidator(one_of(members(LeaseLoss)))] = Field(
+        default=LeaseLoss.STOP,
+        alias="on-lease-loss",
+        description="What an engine does whose attempt does not count any more.",
+    )
     verify: Commands | None = Field(
         default=None, description="Shell commands that must succeed on the result. Default: the profile's, else none."
     )
@@ -257,6 +262,11 @@ class Manifest(Section):
         default=None,
         alias="allowed-scope",
         description="Paths the job may change. Default: the profile's, else everything.",
+    )
+    shares_scope: Switch = Field(
+        default=False,
+        alias="shares-scope",
+        description="Lets other jobs work on the same paths of the repository at the same time.",
     )
     artifacts: Globs | None = Field(default=None, description="Files that are kept beside the commit.")
     deps: Dependencies = Field(default=(), description="Jobs that must be done before this one starts.")

@@ -18,7 +18,17 @@ from core.engine_classes import AGENTIC_CODER, ENGINE_CLASSES, engine_info, know
 from core.errors import FieldProblem
 from core.field_problems import line_of, merged
 from core.field_types import listed, nearest
-from core.job import BudgetSpec, Dependency, JobSpec, Message, ProfileRef, Repository, RetrySpec, ShipMode
+from core.job import (
+    BudgetSpec,
+    Dependency,
+    JobSpec,
+    LeaseLoss,
+    Message,
+    ProfileRef,
+    Repository,
+    RetrySpec,
+    ShipMode,
+)
 from core.manifest import (
     DEFAULT_TIMEOUT_S,
     Notice,
@@ -289,6 +299,7 @@ class _Resolver:
             backoff = float(manifest.retry.backoff_s)
             retry = RetrySpec(max=manifest.retry.max, backoff_s=backoff, on=manifest.retry.on)
         self._own("retry", "retry", retry, None, shown=_shown_retry)
+        self._own("on-lease-loss", "on_lease_loss", manifest.on_lease_loss, LeaseLoss.STOP)
         budget = BudgetSpec(usd=manifest.budget.usd, tokens=manifest.budget.tokens, wall_s=manifest.budget.wall_s)
         self._own("budget", "budget", budget, BudgetSpec(), shown=_shown_budget)
 
@@ -300,6 +311,7 @@ class _Resolver:
         policy = None if isinstance(wanted, Reviewers) else wanted
         self._inherited("review-policy", "review_policy", policy, profile and profile.review_policy, "manual")
         self._scope()
+        self._own("shares-scope", "shares_scope", manifest.shares_scope, False)
         self._check_ship(manifest.ship)
         self._own("ship", "ship", manifest.ship, ShipMode.BRANCH)
         self._own("artifacts", "artifacts", manifest.artifacts or (), ())

@@ -5,7 +5,8 @@
         the walk through them          core.router_pass      fair shares: core.router_shares, locks: core.router_claims
         seats, kinds of factories      core.router_fleet     (each grant takes from what the next one finds)
         reasons, scores, places        core.router_match, core.router_score, core.router_table
-        explanation, advice            core.router_explain, core.router_advice   (written down when asked for)
+        what decisions rest on         core.router_grounds   (written down once for a plan, and once for a class)
+        explanation, advice            core.router_explain, core.router_advice   (put together when asked for)
         who was passed over            core.router_overtaking
         who is paused                  core.router_preemption
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -35,13 +36,14 @@ from core.router_explain import (
     RouteVerdict,
     Step,
 )
-from core.router_match import Answer, limit_reasons
+from core.router_grounds import ClassGrounds, Decision, FleetGrounds, Notes, explanation_of, members_after
+from core.router_match import limit_reasons
 from core.router_overtaking import overtaken_by, passed_over
 from core.router_pass import Pass, PlannedGrant
 from core.router_policy import Limits, ProductPolicy, RoutingPolicy, Weights
 from core.router_preemption import Preemption, preemptions
 from core.router_queue import PRIORITIES, RANK
-from core.router_score import PARTS, Score
+from core.router_score import Score
 from core.router_shares import remember
 from core.router_snapshot import (
     FactoryView,
@@ -53,17 +55,19 @@ from core.router_snapshot import (
     StationView,
     Turns,
 )
-from core.router_table import Grounds, Table
+from core.router_table import Table
 from core.router_why_not import WhyNot, why_not
 
 __all__ = [
     "Blocker",
     "Change",
+    "ClassGrounds",
+    "Decision",
     "Explanation",
     "FactoryReport",
     "FactoryView",
+    "FleetGrounds",
     "FleetSnapshot",
-    "Grounds",
     "JobClass",
     "Limits",
     "LockView",
@@ -86,6 +90,7 @@ __all__ = [
     "Turns",
     "Weights",
     "WhyNot",
+    "explanation_of",
     "plan",
 ]
 
@@ -117,7 +122,11 @@ class Plan:
     @cached_property
     def overtaken(self) -> dict[str, int]:
         """Return for each waiting job by how many of the grants it was overtaken; jobs with none are left out."""
-        return overtaken_by(self._state, self.grants)
+        return self.overtaken_if(self._granted)
+
+    def overtaken_if(self, admitted: Collection[str]) -> dict[str, int]:
+        """Return the same, if only these of the granted jobs were really let in."""
+        return overtaken_by(self._state, self.grants, admitted)
 
     def turns_after(self, admitted: Collection[str]) -> Turns:
         """Return what the next plan has to remember, if these of the granted jobs were really let in."""
@@ -154,6 +163,35 @@ class Plan:
 
     # --- why ----------------------------------------------------------------------------------------------------------
 
+    def reason(self, grant: PlannedGrant) -> str:
+        """Return why the job goes there, as one line for people."""
+        places = self._notes.places(self._state.granted[grant.job_id], self._taken[grant.job_id])
+        choice = f"best of {places} places" if places > 1 else "the only place that can take it now"
+        return f"{grant.engine} on {grant.factory}: {choice}, score {grant.score}"
+
+    def decision(self, job_id: str) -> Decision:
+        """Return what is stored of a grant beside its grounds; `explanation_of` makes its explanation of both.
+
+        Raises:
+            KeyError: the plan does not grant that job.
+
+        """
+        grant, job = self._granted[job_id], self._state.granted[job_id]
+        return Decision.model_construct(  # every member is of its type already
+            job_id=job_id,
+            factory=grant.factory,
+            engine=grant.engine,
+            queued_at=job.queued_at,
+            taken=self._taken[job_id],
+            fleet=self._notes.written_fleet.digest,
+            job_class=self._notes.written_class(job).digest,
+        )
+
+    def grounds(self, job_ids: Iterable[str]) -> dict[str, str]:
+        """Return what the decisions about these granted jobs rest on, as it is stored: texts by their digest."""
+        granted = [self._state.granted[job_id] for job_id in job_ids]
+        return dict([self._notes.written_fleet, *map(self._notes.written_class, granted)]) if granted else {}
+
     def explain(self, job_id: str) -> Explanation:
         """Return the complete explanation of one job of the snapshot.
 
@@ -185,7 +223,7 @@ class Plan:
         """Return everything that the plan says as canonical JSON, with the explanation of every job."""
         document: dict[str, Any] = {
             "decided_at": self.snapshot.now.isoformat(),
-            "grants": [[grant.job_id, grant.factory, grant.engine, grant.reason] for grant in self.grants],
+            "grants": [[grant.job_id, grant.factory, grant.engine, self.reason(grant)] for grant in self.grants],
             "explanations": [self.explain(job.job_id).model_dump(mode="json") for job in self._by_id()],
             "preemptions": self.preemptions,
             "overtaken": self.overtaken,
@@ -213,6 +251,15 @@ class Plan:
         return {grant.job_id: grant for grant in self.grants}
 
     @cached_property
+    def _taken(self) -> dict[str, int]:
+        """Return for each granted job how many seats were taken before."""
+        return {grant.job_id: taken for taken, grant in enumerate(self.grants)}
+
+    @cached_property
+    def _notes(self) -> Notes:
+        return Notes(self._state)
+
+    @cached_property
     def _positions(self) -> dict[str, int]:
         return {job_id: place for place, job_id in enumerate(self.waiting, start=1)}
 
@@ -225,7 +272,7 @@ class Plan:
         walk = self._state
         table = walk.table(job)
         if table not in self._written:
-            members = members_of(table.grounds())
+            members = members_after(self._notes.fleet, self._notes.job_class(job), len(self.grants))
             advice = advise(job.job_class.needs, members["reports"], limit_reasons(walk.fleet.closed))
             self._written[table] = members, advice
         members, advice = self._written[table]
@@ -233,24 +280,18 @@ class Plan:
         return Explanation.model_construct(  # every member is of its type already
             job_id=job.job_id,
             verdict="not_now" if any(report.possible for report in members["reports"]) else "never",
+            queued_at=job.queued_at,
             position=self._positions[job.job_id],
             waiting=len(self._positions),
             blockers=blockers,
             change=after_waits(advice.change, blockers),
             alternative=after_waits(advice.alternative, blockers) if advice.alternative else None,
             **members,
-            **_request(job),
         )
 
     def _explain_grant(self, grant: PlannedGrant) -> Explanation:
-        return Explanation.model_construct(  # every member is of its type already
-            job_id=grant.job_id,
-            verdict="granted",
-            factory=grant.factory,
-            engine=grant.engine,
-            **members_of(grant.grounds),
-            **_request(self._state.granted[grant.job_id]),
-        )
+        job_class = self._notes.job_class(self._state.granted[grant.job_id])
+        return explanation_of(self.decision(grant.job_id), self._notes.fleet, job_class)
 
 
 def plan(snapshot: FleetSnapshot, cache: RouterCache | None = None, *, limit: int | None = None) -> Plan:
@@ -265,42 +306,6 @@ def plan(snapshot: FleetSnapshot, cache: RouterCache | None = None, *, limit: in
     """
     _check_names(snapshot)
     return Plan(Pass(snapshot, cache or RouterCache(), limit))
-
-
-def members_of(grounds: Grounds) -> dict[str, Any]:
-    """Write grounds down as members of an explanation: factories that say the same share a report."""
-    alike: dict[int, tuple[Answer, list[str]]] = {}
-    for answer, members in grounds.groups:
-        alike.setdefault(id(answer), (answer, []))[1].extend(standing.view.name for standing in members)
-    reports = [
-        FactoryReport(
-            factories=tuple(sorted(names)),
-            engines=answer.engines,
-            possible=answer.possible,
-            rejections=answer.rejections,
-        )
-        for answer, names in alike.values()
-    ]
-    options = grounds.options()
-    there = {name for _, names in alike.values() for name in names}
-    return {
-        "reports": tuple(sorted(reports, key=lambda report: report.factories)),
-        "weights": dict(zip(PARTS, grounds.scores.factors, strict=True)) if options else {},
-        "options": options,
-        "avoided": tuple(name for name in grounds.scores.job.excluded if name in there),
-    }
-
-
-def _request(job: ReadyJob) -> dict[str, Any]:
-    """Return the members of an explanation that repeat what the job asked for."""
-    needs = job.job_class.needs
-    requires = [need.text for need in needs.requirements + needs.own_requirements]
-    return {
-        "requires": tuple(requires + ([f"host:{needs.host}"] if needs.host else [])),
-        "engine_request": needs.engine_label,
-        "engines": needs.engines,
-        "queued_at": job.queued_at,
-    }
 
 
 def _check_names(snapshot: FleetSnapshot) -> None:

@@ -37,6 +37,7 @@ _REMEDIES: dict[str, _Remedy] = {
     RejectionCode.HALTED: _Remedy("end_halt", 4, "end the halt of {factory}"),
     RejectionCode.DRAINING: _Remedy("end_drain", 3, "end the drain of {factory}"),
     RejectionCode.OFFLINE: _Remedy("bring_online", 3, "bring {factory} back online"),
+    RejectionCode.COOLDOWN: _Remedy("wait_cooldown", 2, "wait for {required}, when {place} may be asked again"),
     RejectionCode.ENGINE_LIMIT: _Remedy("free_engine", 1, "wait until {required} jobs run {engine}"),
     RejectionCode.STATION_FULL: _Remedy("free_seat", 1, "wait for a free {engine} seat on {factory}"),
     RejectionCode.FACTORY_FULL: _Remedy("free_seat", 1, "wait for a free seat on {factory}"),

@@ -34,6 +34,7 @@ class RejectionCode(StrEnum):
     MEMORY = "memory"
     FACTORY_FULL = "factory_full"
     ENGINE_UNUSABLE = "engine_unusable"
+    COOLDOWN = "cooldown"
     ENGINE_LIMIT = "engine_limit"
     STATION_FULL = "station_full"
 
@@ -55,6 +56,8 @@ class Rejection(Message):
     """What an operator can do about it there."""
     excess: int = 0
     """Of seats and limits: how many jobs there are beyond what may be."""
+    until: datetime | None = None
+    """Of a cooldown: when it ends by itself."""
 
     @property
     def permanent(self) -> bool:

@@ -6,13 +6,13 @@ each kind. A `Standing` is one factory at one moment; a grant replaces it by the
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import NamedTuple
 
+from core.job import Cooldown
 from core.router_explain import RejectionCode
 from core.router_policy import Limits
 from core.router_snapshot import FactoryState, FactoryView, FleetSnapshot
@@ -27,6 +27,7 @@ class Station(NamedTuple):
     repair: str
     short: int
     """Jobs that have to end before a seat is free; more than 1 when more seats are taken than there are."""
+    cooldown: Cooldown | None
 
 
 class Shortage(NamedTuple):
@@ -89,7 +90,8 @@ class Standing:
         kind = self.kind
         if kind.full or kind.low or kind.state != "online":
             return 0
-        seats = sum(max(0, free) for free, at in zip(self.free_at, kind.stations, strict=True) if at.usable)
+        pairs = zip(self.free_at, kind.stations, strict=True)
+        seats = sum(max(0, free) for free, at in pairs if at.usable and at.cooldown is None)
         return min(self.free, seats)
 
 
@@ -137,7 +139,10 @@ class Kinds:
             offers=view.offers,
             unattested=tuple(sorted(view.unattested)),
             stations=tuple(
-                [Station(at.engine, at.seats, at.usable, at.repair, max(0, 1 + at.busy - at.seats)) for at in by_engine]
+                [
+                    Station(at.engine, at.seats, at.usable, at.repair, max(0, 1 + at.busy - at.seats), at.cooldown)
+                    for at in by_engine
+                ]
             ),
             seats=view.seats,
             full=free <= 0,
@@ -179,23 +184,33 @@ class Closed(NamedTuple):
     limit: int
 
 
+class Seat(NamedTuple):
+    """A seat that was taken."""
+
+    before: Standing
+    """Its factory, as it stood before."""
+    now: Standing
+    """The same with the seat taken."""
+    closed: tuple[Closed, ...]
+    """Engines that may have no further job from then on."""
+
+
 class Fleet:
     """All factories of a snapshot, by name, while a plan takes their seats."""
 
     def __init__(self, snapshot: FleetSnapshot, kinds: Kinds) -> None:
         self._kinds = kinds
         self._limits = snapshot.limits.engines
-        self._seed = snapshot.seed
-        self._ties: dict[tuple[str, str], int] = {}
+        self.seed = snapshot.seed
         self.standings = kinds.standings(snapshot.factories)
         """By name."""
-        self.groups = _grouped(self.standings.values())
-        """The members of each kind."""
+        self.first = tuple(self.standings.values())
+        """All factories, as they stood at first."""
         self.open = [standing for standing in self.standings.values() if standing.room > 0]
         """Factories that had room at first, as they stood."""
         self.room = sum(standing.room for standing in self.open)
-        self.taken: list[Standing] = []
-        """For each seat that was taken: its factory, as it stood before."""
+        self.taken: list[Seat] = []
+        """The seats that were taken, in that order."""
         bound = snapshot.limits.factory_bound
         self.overdue = frozenset(name for name, times in snapshot.turns.passed_over.items() if times >= bound)
         """Factories that were passed over as often as they may be."""
@@ -204,33 +219,22 @@ class Fleet:
             self._running.update({station.engine: station.busy for station in view.stations})
         self.closed = self._closed(self._running)
         """Engines that may have no further job."""
+        self.first_closed = self.closed
+        """The same, before any seat was taken."""
 
     def take(self, name: str, engine: str) -> None:
         """Take one seat."""
         before = self.standings[name]
         now = self.standings[name] = self._kinds.after(before, engine, -1)
-        self.taken.append(before)
         self.room -= 1
-        if now.kind is before.kind:
-            self.groups[now.kind] = tuple([now if at is before else at for at in self.groups[now.kind]])
-        else:
-            self.groups[before.kind] = tuple([at for at in self.groups[before.kind] if at is not before])
-            self.groups[now.kind] = (*self.groups.get(now.kind, ()), now)
         if engine in self._limits:
             self._running[engine] += 1
             self.closed = self._closed(self._running)
+        self.taken.append(Seat(before, now, self.closed))
 
     def freed(self, standing: Standing, engine: str) -> Standing:
         """Return the factory as it would be with one more seat free for that engine."""
         return self._kinds.after(standing, engine, 1)
-
-    def tie(self, factory: str, engine: str) -> int:
-        """Return a number that orders equal scores: arbitrary, the same for the same seed, other for another seed."""
-        place = factory, engine
-        if place not in self._ties:
-            text = f"{self._seed}\0{factory}\0{engine}".encode()
-            self._ties[place] = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-        return self._ties[place]
 
     def closed_without(self, engine: str) -> tuple[Closed, ...]:
         """Return the engines that would be closed if one job of `engine` ended."""
@@ -242,10 +246,3 @@ class Fleet:
             for engine, limit in sorted(self._limits.items())
             if running[engine] >= limit
         )
-
-
-def _grouped(standings: Iterable[Standing]) -> dict[Kind, tuple[Standing, ...]]:
-    groups: dict[Kind, list[Standing]] = {}
-    for standing in standings:
-        groups.setdefault(standing.kind, []).append(standing)
-    return {kind: tuple(members) for kind, members in groups.items()}

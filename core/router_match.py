@@ -6,8 +6,9 @@ list. It is worked out once for each kind of job on each kind of factory, and ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import chain
 from typing import NamedTuple
 
@@ -60,19 +61,6 @@ class Answers:
             return self._known.get(standing.kind) or self._judge(standing.kind, standing.kind, _NO_TIE)
         tie = _tie(self._needs, standing.view)
         return self._known.get((standing.kind, tie)) or self._judge((standing.kind, tie), standing.kind, tie)
-
-    def of_groups(self, groups: Mapping[Kind, tuple[Standing, ...]]) -> tuple[tuple[Answer, tuple[Standing, ...]], ...]:
-        """Return the answers to the members of all kinds."""
-        if not self._personal:
-            known = self._known
-            return tuple(
-                [(known.get(kind) or self.of(members[0]), members) for kind, members in groups.items() if members]
-            )
-        apart: dict[Answer, list[Standing]] = {}
-        for members in groups.values():
-            for standing in members:
-                apart.setdefault(self.of(standing), []).append(standing)
-        return tuple([(answer, tuple(members)) for answer, members in apart.items()])
 
     def _judge(self, key: object, kind: Kind, tie: _Tie) -> Answer:
         """Work out an answer, and keep it; kinds that differ in what does not matter here share one object."""
@@ -169,6 +157,15 @@ def _station_reasons(station: Station, closed: tuple[Closed, ...]) -> Iterator[R
             required=f"a working {engine}",
             repair=station.repair,
         )
+    if station.cooldown is not None:
+        until = station.cooldown.until
+        yield Rejection(
+            code=RejectionCode.COOLDOWN,
+            engine=engine,
+            observed=station.cooldown.reason,
+            required=f"a time after {as_clock(until)}",
+            until=until,
+        )
     yield from (reason for reason in limit_reasons(closed) if reason.engine == engine)
 
 
@@ -184,6 +181,11 @@ def limit_reasons(closed: tuple[Closed, ...]) -> tuple[Rejection, ...]:
         )
         for reached in closed
     )
+
+
+def as_clock(moment: datetime) -> str:
+    """Return a moment as people read it; day and second count, for limits last from seconds to weeks."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _capability_reason(missing: Unmet, claims: list[str]) -> Rejection:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 
 from core.router_classes import Needs
@@ -20,36 +20,56 @@ from core.router_snapshot import ReadyJob
 _Age = tuple[datetime, str]
 
 
-def overtaken_by(walk: Pass, grants: Sequence[PlannedGrant]) -> dict[str, int]:
-    """Return for each waiting job by how many of the grants it was overtaken; jobs with none are left out."""
+def overtaken_by(walk: Pass, grants: Sequence[PlannedGrant], admitted: Collection[str]) -> dict[str, int]:
+    """Return for each waiting job by how many of the admitted grants it was overtaken; jobs with none are left out."""
     times: dict[str, int] = {}
-    for (rank, needs), ages in _grants_in_reach(walk, grants).items():
+    blocked = _blocked_after(walk, admitted)
+    for (rank, needs), ages in _grants_in_reach(walk, grants, admitted).items():
         ages.sort()
         for line in walk.queue.ranks[rank].by_needs[needs].values():
-            job = _first_that_could(walk, line, ages[-1])
+            job = _first_that_could(line, ages[-1], admitted, blocked)
             if job is not None:
                 times[job.job_id] = len(ages) - bisect_right(ages, (job.submitted_at, job.job_id))
     return times
 
 
-def _grants_in_reach(walk: Pass, grants: Sequence[PlannedGrant]) -> dict[tuple[int, Needs], list[_Age]]:
+def _blocked_after(walk: Pass, admitted: Collection[str]) -> Callable[[ReadyJob], bool]:
+    """Return what tells whether something other than seats is in the way of a job, when only some grants were let in.
+
+    A lock that only a refused grant would have held is nobody's excuse.
+    """
+    if len(admitted) == len(walk.granted):
+        return walk.is_blocked
+    claims = walk.claims_after(admitted)
+    refused = Counter(job.product_id for job_id, job in walk.granted.items() if job_id not in admitted)
+    reached = walk.shares.limit_reached
+    return lambda job: claims.blocks(job) or bool(reached(job.product_id, -refused[job.product_id]))
+
+
+def _grants_in_reach(
+    walk: Pass, grants: Sequence[PlannedGrant], admitted: Collection[str]
+) -> dict[tuple[int, Needs], list[_Age]]:
     """Return, for the jobs of each priority and needs, the ages of those that got a seat which was open to them."""
     reach: dict[tuple[int, Needs], list[_Age]] = {}
-    for grant, before in zip(grants, walk.fleet.taken, strict=True):
+    for grant, seat in zip(grants, walk.fleet.taken, strict=True):
+        if grant.job_id not in admitted:
+            continue
         job = walk.granted[grant.job_id]
         rank = RANK[job.priority]
         for needs in walk.queue.ranks[rank].by_needs:
-            if walk.answers(needs).of(before).open_engines:
+            if walk.answers(needs).of(seat.before).open_engines:
                 reach.setdefault((rank, needs), []).append((job.submitted_at, job.job_id))
     return reach
 
 
-def _first_that_could(walk: Pass, line: Line, before: _Age) -> ReadyJob | None:
+def _first_that_could(
+    line: Line, before: _Age, admitted: Collection[str], blocked: Callable[[ReadyJob], bool]
+) -> ReadyJob | None:
     """Return the first job of a line that waits with nothing but seats in its way, if it is older than `before`."""
     for *age, job in line.entries:
         if tuple(age) > before:
             return None
-        if job.job_id not in walk.granted and not walk.is_blocked(job):
+        if job.job_id not in admitted and not blocked(job):
             return job
     return None
 

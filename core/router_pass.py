@@ -8,7 +8,7 @@ at most once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from functools import partial
 from heapq import heapify, heappop, heapreplace
@@ -25,7 +25,7 @@ from core.router_queue import PRIORITIES, RANK, Line
 from core.router_score import Score
 from core.router_shares import Shares
 from core.router_snapshot import FleetSnapshot, ReadyJob
-from core.router_table import Grounds, Scores, Table
+from core.router_table import Scores, Table
 
 _Head = tuple[datetime, str, int, Line]
 """Age of a line's next job, its number in the line, and the line."""
@@ -40,14 +40,6 @@ class PlannedGrant(NamedTuple):
     score: Score
     fair: bool
     """Its turn came by fair shares, not by the starvation bound."""
-    grounds: Grounds
-
-    @property
-    def reason(self) -> str:
-        """Return why it goes there, as one line for people."""
-        places = sum(len(answer.open_engines) * len(members) for answer, members in self.grounds.groups)
-        choice = f"best of {places} places" if places > 1 else "the only place that can take it now"
-        return f"{self.engine} on {self.factory}: {choice}, score {self.score}"
 
 
 class Pass:
@@ -57,6 +49,7 @@ class Pass:
         self.snapshot = snapshot
         self.queue = cache.queue_of(snapshot.jobs)
         self.fleet = Fleet(snapshot, cache.kinds_for(snapshot.limits))
+        self._closed_at_first = self.fleet.closed
         self.claims = Claims(snapshot.locks)
         self.shares = Shares(snapshot, self._entry_level)
         self.granted: dict[str, ReadyJob] = {}
@@ -158,14 +151,13 @@ class Pass:
         place = table.best()
         if place is None:
             return None
-        grounds = table.grounds()
         factory, engine = place.order[-2:]
         self.fleet.take(factory, engine)
         self.claims.take(job)
         self.shares.add(rank, job.product_id)
         self.granted[job.job_id] = job
         self._left -= 1
-        return PlannedGrant(job.job_id, factory, engine, place.score, fair, grounds)
+        return PlannedGrant(job.job_id, factory, engine, place.score, fair)
 
     # --- what the state says about a job ------------------------------------------------------------------------------
 
@@ -179,11 +171,11 @@ class Pass:
         reached = self.shares.limit_reached(job.product_id)
         return (*blockers, Blocker(kind="product", name=job.product_id, detail=reached)) if reached else blockers
 
-    def claims_now(self) -> Claims:
-        """Return what is held after the grants; taking more from it changes nothing here."""
+    def claims_after(self, admitted: Collection[str]) -> Claims:
+        """Return what is held after some of the grants; taking more from it changes nothing here."""
         claims = Claims(self.snapshot.locks)
-        for job in self.granted.values():
-            claims.take(job)
+        for job_id in admitted:
+            claims.take(self.granted[job_id])
         return claims
 
     def answers(self, needs: Needs, closed: tuple[Closed, ...] | None = None) -> Answers:
@@ -201,9 +193,9 @@ class Pass:
         return table
 
     def eligible_seats(self, needs: Needs) -> int:
-        """Return the seats, free or not, of all factories that can take such jobs; at least 1."""
+        """Return the seats, free or not, of all factories that could take such jobs when the walk began; at least 1."""
         if needs not in self._seats:
-            answers = self.answers(needs)
+            answers = self.answers(needs, self._closed_at_first)
             able = (standing.kind.capacity for standing in self.fleet.standings.values() if answers.of(standing).able)
             self._seats[needs] = max(1, sum(able))
         return self._seats[needs]
@@ -223,7 +215,7 @@ class Pass:
         return self._entry[rank, needs]
 
     def _latest_level(self, rank: int, needs: Needs) -> int:
-        answers = self.answers(needs)
+        answers = self.answers(needs, self._closed_at_first)
         for factory, level in self.snapshot.turns.latest.get(PRIORITIES[rank], ()):
             standing = self.fleet.standings.get(factory)
             if standing is not None and answers.of(standing).able:

@@ -49,7 +49,7 @@ class _Search:
         self._walk = walk
         self._victims = _victims(walk)
         self._promised = {job.yields_to for job in walk.snapshot.running}
-        self._claims = walk.claims_now()
+        self._claims = walk.claims_after(walk.granted)
         self._reserved = Counter[str]()
         """Jobs that each product will have more than now."""
 

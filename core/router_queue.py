@@ -65,16 +65,19 @@ class Queue:
         """Those that were overtaken at all."""
         self.version = 0
         """Grows with every update."""
+        self._by_identity: dict[int, ReadyJob] = {}
+        """The same jobs: of thousands only those are looked at that are not the objects of the last update."""
 
     def update(self, jobs: Sequence[ReadyJob]) -> None:
         """Make the queue hold exactly these jobs; those that it holds already cost next to nothing."""
         self.version += 1
-        known, now = self.jobs, {job.job_id: job for job in jobs}
-        for job in [job for job_id, job in known.items() if now.get(job_id) is not job]:
+        known, now = self._by_identity, dict(zip(map(id, jobs), jobs, strict=True))
+        gone, new = known.keys() - now.keys(), now.keys() - known.keys()
+        self._by_identity = now
+        for job in [known[identity] for identity in gone]:
             self._take_out(job)
-        for job in [job for job_id, job in now.items() if known.get(job_id) is not job]:
+        for job in [now[identity] for identity in new]:
             self._file(job)
-        self.jobs = now
 
     def _file(self, job: ReadyJob) -> None:
         key = _line_key(job)
@@ -84,6 +87,7 @@ class Queue:
         if line is None:
             line = same_needs[key] = lines.by_product.setdefault(key.product, {})[key] = Line(key, [])
         insort(line.entries, (job.submitted_at, job.job_id, job))
+        self.jobs[job.job_id] = job
         if job.overtaken:
             self.overtaken[job.job_id] = job
 
@@ -92,6 +96,7 @@ class Queue:
         lines = self.ranks[rank]
         entries = lines.by_needs[key.needs][key].entries
         del entries[bisect_left(entries, (job.submitted_at, job.job_id))]
+        del self.jobs[job.job_id]
         self.overtaken.pop(job.job_id, None)
         if entries:
             return

@@ -6,6 +6,9 @@ is added, so that no rounding differs between two machines.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
 from operator import mul
 from typing import NamedTuple
 
@@ -18,6 +21,8 @@ from core.router_snapshot import FactoryView
 
 PARTS = tuple(Weights.model_fields)
 """The parts of a score, in order."""
+ENGINE = PARTS.index("engine")
+"""The one part that differs between two engines of a factory."""
 LOAD = PARTS.index("load")
 """The one part that changes while a plan takes seats."""
 PREFERENCE_STEP = 200
@@ -45,9 +50,21 @@ class Score(NamedTuple):
         return score_line(self.total, self.weights, self.values)
 
 
-def weigh(values: tuple[int, ...], factors: tuple[int, ...]) -> int:
+def weigh(values: Sequence[int], factors: Sequence[int]) -> int:
     """Return the weighted sum."""
     return sum(map(mul, values, factors))
+
+
+def preference(place: int) -> int:
+    """Return what the engine at that place of the job's preference is worth; the first is at 0."""
+    return max(0, 1000 - PREFERENCE_STEP * place)
+
+
+@lru_cache(maxsize=16_384)
+def tie(seed: int, factory: str, engine: str) -> int:
+    """Return a number that orders equal scores: arbitrary, the same for the same seed, other for another seed."""
+    text = f"{seed}\0{factory}\0{engine}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
 def score_values(job: JobClass, standing: Standing, engine: str, *, overdue: bool) -> tuple[int, ...]:
@@ -57,7 +74,7 @@ def score_values(job: JobClass, standing: Standing, engine: str, *, overdue: boo
     """
     factory = standing.view
     return (
-        max(0, 1000 - PREFERENCE_STEP * job.needs.engines.index(engine)),
+        preference(job.needs.engines.index(engine)),
         _preferred(job, factory),
         standing.merits.health,
         standing.load,

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
-from core.job import JobSpec, Message, Priority, RepositoryKind
+from core.job import Cooldown, JobSpec, Message, Priority, RepositoryKind
 from core.router_classes import JobClass, job_class, offers_of
 from core.router_policy import Limits, Weights
 
@@ -29,6 +29,8 @@ class StationView(Message):
     version: str = ""
     repair: str = ""
     """What makes an unusable engine usable again, as a command or a sentence."""
+    cooldown: Cooldown | None = None
+    """The engine rests there; its end lies after the snapshot's `now`."""
 
 
 class FactoryView(Message):
@@ -168,6 +170,8 @@ class Turns(Message):
     """Factories at which a seat was given away by fair shares, the latest first, and the level that got it."""
     passed_over: dict[str, int] = Field(default_factory=dict)
     """Jobs that each factory could have had since its last one, and that others got."""
+    number: int = 0
+    """The newest change that is in it, for whoever shares it between several planners."""
 
 
 class FleetSnapshot(Message):

@@ -1,18 +1,16 @@
-"""What one class of jobs finds in the fleet: the best place now, and everything that a decision rests on. *Pure.*"""
+"""What one class of jobs finds in the fleet: every place with its score, and the best one now. *Pure.*"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from heapq import heapify, heappop, heapreplace
-from operator import itemgetter
 from typing import NamedTuple
 
 from core.router_classes import JobClass
-from core.router_explain import Option
 from core.router_fleet import Fleet, Standing
-from core.router_match import Answer, Answers
+from core.router_match import Answers
 from core.router_policy import Weights
-from core.router_score import LOAD, PARTS, Score, score_values, weigh
+from core.router_score import ENGINE, LOAD, PARTS, Score, score_values, tie, weigh
 
 Order = tuple[bool, int, int, int, str, str]
 
@@ -41,10 +39,8 @@ class Scores:
         self.job = job
         self.factors = tuple(getattr(weights, part) for part in PARTS)
         self._overdue = fleet.overdue
-        self._tie = fleet.tie
+        self._seed = fleet.seed
         self._fixed: dict[tuple[str, str], _Fixed] = {}
-        self._rows: dict[tuple[Standing, str], tuple[Order, Option]] = {}
-        """Of the last score table that was written, best first."""
 
     def order(self, standing: Standing, engine: str) -> Order:
         """Return how that engine on that factory ranks among all places."""
@@ -60,46 +56,18 @@ class Scores:
         now = (*values[:LOAD], standing.load, *values[LOAD + 1 :])
         return Place(order, Score(-order[1], now, self.factors))
 
-    def rows(self, places: Sequence[tuple[Standing, str]]) -> tuple[Option, ...]:
-        """Return the score table of these places, best first.
-
-        From one decision of a class to the next only a few rows change; the others keep their order.
-        """
-        now = {place: self._rows.get(place) or self._row(*place) for place in places}
-        kept = {place: row for place, row in self._rows.items() if place in now}
-        self._rows = dict(sorted((kept | now).items(), key=itemgetter(1)))
-        return tuple([option for _, option in self._rows.values()])
-
-    def _row(self, standing: Standing, engine: str) -> tuple[Order, Option]:
-        order, score = self.place(standing, engine)
-        return order, Option(standing.view.name, engine, score.total, score.values)
+    def merits(self, standing: Standing, engine: str) -> tuple[int, ...]:
+        """Return what the factory is worth, apart from the engine and from its load, which count 0 here."""
+        fixed = self._fixed.get((standing.view.name, engine)) or self._fix(standing, engine)
+        return tuple([0 if part in (ENGINE, LOAD) else value for part, value in enumerate(fixed.values)])
 
     def _fix(self, standing: Standing, engine: str) -> _Fixed:
         name = standing.view.name
         values = score_values(self.job, standing, engine, overdue=name in self._overdue)
         without_load = weigh(values, self.factors) - standing.load * self.factors[LOAD]
-        fixed = _Fixed(values, without_load, name in self.job.excluded, self._tie(name, engine))
+        fixed = _Fixed(values, without_load, name in self.job.excluded, tie(self._seed, name, engine))
         self._fixed[name, engine] = fixed
         return fixed
-
-
-class Grounds(NamedTuple):
-    """All that a decision about one job rested on: every factory as it stood, what its kind answered, how it scored."""
-
-    groups: tuple[tuple[Answer, tuple[Standing, ...]], ...]
-    """Each factory is in one group, with the others that said the same."""
-    scores: Scores
-
-    def options(self) -> tuple[Option, ...]:
-        """Return every place that was open with its score, best first."""
-        return self.scores.rows(
-            [
-                (standing, engine)
-                for answer, members in self.groups
-                for engine in answer.open_engines
-                for standing in members
-            ]
-        )
 
 
 class Table:
@@ -133,7 +101,3 @@ class Table:
             else:
                 heapreplace(self._ranking, self.scores.order(standing, engine))
         return None
-
-    def grounds(self) -> Grounds:
-        """Return everything that a decision which is made now rests on."""
-        return Grounds(self._answers().of_groups(self._fleet.groups), self.scores)

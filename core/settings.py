@@ -81,7 +81,7 @@ class Settings(BaseModel):
         description="Seconds a draining factory waits for running attempts before it checkpoints them.",
     )
     reclaim_limit: int = Field(
-        default=5, ge=1, description="Lost leases of one job after which it is taken for a poison job."
+        default=5, ge=1, description="Lost leases that a job may have; with the next it is taken for a poison job."
     )
     quarantine_failures: int = Field(
         default=3,

@@ -328,8 +328,22 @@ def signal_of(exit_code: int | None) -> int:
     return exit_code - 128 if 128 < exit_code <= 192 else 0
 
 
+CANNOT_START = (126, 127)
+"""Exit codes of a program that is not there, or that this machine cannot run."""
+
+
+def kind_of_exit(exit_code: int | None) -> FailureKind:
+    """Return what an exit code alone says about a run that failed."""
+    if exit_code is None or signal_of(exit_code):
+        return FailureKind.CRASH
+    return FailureKind.ENGINE_UNAVAILABLE if exit_code in CANNOT_START else FailureKind.ENGINE_ERROR
+
+
 def ended_without_result(program: str, exit_code: int | None, stderr_tail: str) -> tuple[FailureKind, str]:
-    """Return kind and message for a run that never said how it ended."""
-    kind = FailureKind.CRASH if exit_code is None or signal_of(exit_code) else FailureKind.ENGINE_ERROR
+    """Return kind and message for a run that never said how it ended.
+
+    One that ended well all the same speaks another protocol than the one that its adapter knows.
+    """
+    kind = FailureKind.ENGINE_UNAVAILABLE if exit_code == 0 else kind_of_exit(exit_code)
     detail = f": {last_line(stderr_tail)}" if stderr_tail.strip() else ""
     return kind, f"{describe_exit(program, exit_code)} before it gave a result{detail}"

@@ -50,6 +50,7 @@ _LIMIT_TEXT = re.compile(
     re.IGNORECASE,
 )
 _BILLING_TEXT = re.compile(r"credit balance is too low", re.IGNORECASE)
+_LOGIN_TEXT = re.compile(r"please run /login|invalid api key", re.IGNORECASE)
 _SESSION_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _HINTS = {
     "authentication_failed": "set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN in the factory's environment",
@@ -240,9 +241,11 @@ class ClaudeParser:
         limited = status == 429 or (status is None and _LIMIT_TEXT.search(message) is not None)
         if (limited or self._limit) and not _BILLING_TEXT.search(message):
             return self._outcome(FailureKind.RATE_LIMITED, message, retry_at=self._reset(message))
-        hint = _HINTS["authentication_failed"] if status in (401, 403) else ""
+        hint = _HINTS["authentication_failed"] if status in (401, 403) or _LOGIN_TEXT.search(message) else ""
         hint = _HINTS["billing_error"] if _BILLING_TEXT.search(message) else hint
-        return self._outcome(FailureKind.ENGINE_ERROR, f"{message} ({hint})" if hint else message)
+        if hint:
+            return self._outcome(FailureKind.ENGINE_UNAVAILABLE, f"{message} ({hint})")
+        return self._outcome(FailureKind.ENGINE_ERROR, message)
 
     def _reset(self, message: str) -> datetime | None:
         now = self._clock()

@@ -60,6 +60,7 @@ TOOL_ITEMS = {
 """Item types that are an action of the agent, with the member that says which."""
 
 _LIMIT_TEXT = re.compile(r"\b429\b|usage limit|rate limit|too many requests", re.IGNORECASE)
+_LOGIN_TEXT = re.compile(r"\b401 unauthorized|\b403 forbidden|not logged in|log in again", re.IGNORECASE)
 _NO_LIMIT_TEXT = re.compile(r"quota exceeded|exceeded your current quota|out of credits", re.IGNORECASE)
 
 
@@ -217,7 +218,9 @@ class CodexParser:
             return self._outcome(FailureKind.RATE_LIMITED, self._error, retry_at=retry_at)
         if exit_code is not None and exit_code < 0:  # killed while it was still trying again
             return self._outcome(FailureKind.CRASH, f"{describe_exit('codex', exit_code)}: {self._error}")
-        return self._outcome(FailureKind.ENGINE_ERROR, self._error)
+        refused = _NO_LIMIT_TEXT.search(self._error) or _LOGIN_TEXT.search(self._error)
+        kind = FailureKind.ENGINE_UNAVAILABLE if refused else FailureKind.ENGINE_ERROR
+        return self._outcome(kind, self._error)
 
     def _outcome(
         self, failure: FailureKind | None, message: str, *, retry_at: datetime | None = None, result_text: str = ""

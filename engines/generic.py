@@ -32,9 +32,9 @@ from engines.base import (
     StreamEvent,
     as_argument,
     describe_exit,
+    kind_of_exit,
     last_line,
     shorten,
-    signal_of,
     utc_now,
 )
 from engines.environment import OWN_PREFIX, engine_environment, temporary_directory
@@ -150,7 +150,7 @@ class FailurePattern(Strict):
     """How to tell one kind of failure from what the CLI printed; the first that is found counts."""
 
     pattern: Regex
-    kind: Literal["engine_error", "rate_limited", "crash", "bad_result"]
+    kind: Literal["engine_error", "rate_limited", "engine_unavailable", "crash", "bad_result"]
     reset: Regex | None = None
     """For `rate_limited`: where the time stands; its first group, or the whole match, is read."""
 
@@ -430,9 +430,7 @@ class GenericParser:
             if re.search(failure.pattern, told):
                 retry_at = self._reset(failure, told) if failure.kind == "rate_limited" else None
                 return self._outcome(FailureKind(failure.kind), self._message(exit_code, stderr_tail), retry_at)
-        crashed = exit_code is None or signal_of(exit_code)
-        kind = FailureKind.CRASH if crashed else FailureKind.ENGINE_ERROR
-        return self._outcome(kind, self._message(exit_code, stderr_tail), None)
+        return self._outcome(kind_of_exit(exit_code), self._message(exit_code, stderr_tail), None)
 
     def _message(self, exit_code: int | None, stderr_tail: str) -> str:
         if self._error:

@@ -7,26 +7,27 @@ the kill switch halts, or beyond a limit, whatever the plan says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, update
 
 from core.attempt import Grant
 from core.job import FailureKind, Stage
-from core.router import Explanation, FleetSnapshot, PlannedGrant, ReadyJob
+from core.router import Decision, Plan, PlannedGrant, ReadyJob
 from core.router_claims import Claims
 from core.switch import covering
-from store import limits, switch
-from store.database import AnyRow, serialise
+from store import audit, limits, switch, turns
+from store.database import AnyRow, insert_missing, serialise
 from store.edges import take_turn
 from store.fleet_snapshot import read_locks
 from store.open_job import OpenJob, open_job, open_jobs
 from store.outbox import enqueue_signal
 from store.parents import WAITING, has_parents, wait_state
 from store.seats import end_lease, take_seat
-from store.tables import jobs, leases, locks, runs
+from store.stops import make_way
+from store.tables import grounds, jobs, leases, locks, runs
 
 
 class LeaseTerms(NamedTuple):
@@ -47,79 +48,89 @@ class _LostRace(Exception):
     """Something that the plan counted on was gone."""
 
 
-def admit(
-    connection: Connection,
-    planned: Sequence[PlannedGrant],
-    snapshot: FleetSnapshot,
-    *,
-    explanations: Mapping[str, Explanation],
-    overtaken: Mapping[str, int],
-    terms: LeaseTerms,
-    now: datetime,
-) -> Admitted:
-    """Turn planned grants into grants, one savepoint each; `overtaken` jobs are counted when all of them hold."""
+def admit(connection: Connection, plan: Plan, *, terms: LeaseTerms, now: datetime) -> Admitted:
+    """Turn planned grants into grants, one savepoint each, or none when somebody else granted anything meanwhile.
+
+    Who was overtaken and whose turn was taken is counted for those that came true.
+    """
     serialise(connection, "admission")
-    ready = {job.job_id: job for job in snapshot.jobs}
-    opened = _open_ready(connection, [plan.job_id for plan in planned], now)
-    claim = any(job.locks or job.claim for job in snapshot.jobs if job.job_id in opened)
-    claims = Claims(read_locks(connection) if claim else ())
+    if not turns.are_current(connection, plan):
+        return Admitted((), skipped=max(1, len(plan.grants)))
+    snapshot = plan.snapshot
+    opened = _open(connection, plan, now)
+    ready = {job.job_id: job for job in snapshot.jobs if job.job_id in opened}
+    claims = Claims(read_locks(connection) if any(job.locks or job.claim for job in ready.values()) else ())
     state, room = switch.state(connection), limits.Room(connection, limits.planned(snapshot))
     granted: list[Grant] = []
-    for plan in planned:
-        job = opened.get(plan.job_id)
-        if job is None or claims.blocks(ready[job.id]) or not room.has(job.product_id, plan.engine):
+    for planned in plan.grants:
+        job = opened.get(planned.job_id)
+        if job is None or claims.blocks(ready[job.id]) or not room.has(job.product_id, planned.engine):
             continue
-        if covering(state.halts, product_id=job.product_id, factory=plan.factory, engine=plan.engine):
+        if covering(state.halts, product_id=job.product_id, factory=planned.factory, engine=planned.engine):
             continue
         try:
             with connection.begin_nested():
-                granted.append(
-                    _admit_one(job, plan, ready[job.id], explanations[job.id], terms, kill_epoch=state.epoch)
-                )
+                granted.append(_admit_one(job, plan, planned, ready[job.id], terms, kill_epoch=state.epoch))
         except _LostRace:
             continue
         claims.take(ready[job.id])
-        room.take(job.product_id, plan.engine)
-    if len(granted) == len(planned):
-        _note_overtaken(connection, overtaken)
-    return Admitted(tuple(granted), skipped=len(planned) - len(granted))
+        room.take(job.product_id, planned.engine)
+    admitted = {grant.job_id for grant in granted}
+    if admitted:
+        _keep_grounds(connection, plan.grounds(admitted), now)
+        _note_overtaken(connection, plan.overtaken_if(admitted))
+        turns.keep(connection, plan, admitted)
+    if len(granted) == len(plan.grants):
+        for urgent in plan.preemptions:
+            if urgent.victim in opened:
+                make_way(opened[urgent.victim], urgent)
+    return Admitted(tuple(granted), skipped=len(plan.grants) - len(granted))
 
 
-def _open_ready(connection: Connection, job_ids: Sequence[str], now: datetime) -> dict[str, OpenJob]:
-    """Lock the jobs that are still ready, all at first: so whoever has a seat locked waits for no job."""
-    still_ready = and_(jobs.c.id.in_(job_ids), jobs.c.stage == "queued", jobs.c.held.is_(None))
-    return {job.id: job for job in open_jobs(connection, still_ready, now)}
+def _keep_grounds(connection: Connection, documents: Mapping[str, str], now: datetime) -> None:
+    """Store what decisions rest on, unless the same was stored for an earlier plan."""
+    common = {"product_id": audit.WHOLE_FLEET, "at": now}
+    rows = [common | {"sha256": digest, "document": text} for digest, text in sorted(documents.items())]
+    insert_missing(connection, grounds, rows)
+
+
+def _open(connection: Connection, plan: Plan, now: datetime) -> dict[str, OpenJob]:
+    """Lock the jobs that are still ready or still run, all at first: so whoever has a seat locked waits for no job."""
+    granted, victims = [planned.job_id for planned in plan.grants], [urgent.victim for urgent in plan.preemptions]
+    still_ready = and_(jobs.c.id.in_(granted), jobs.c.stage == "queued", jobs.c.held.is_(None))
+    still_run = and_(jobs.c.id.in_(victims), jobs.c.stage == "building")
+    return {job.id: job for job in open_jobs(connection, or_(still_ready, still_run), now)}
 
 
 def _admit_one(
-    job: OpenJob, plan: PlannedGrant, ready: ReadyJob, explanation: Explanation, terms: LeaseTerms, *, kill_epoch: int
+    job: OpenJob, plan: Plan, planned: PlannedGrant, ready: ReadyJob, terms: LeaseTerms, *, kill_epoch: int
 ) -> Grant:
-    host = take_seat(job.connection, plan.factory, plan.engine)
+    host = take_seat(job.connection, planned.factory, planned.engine, job.now)
     if host is None:
         raise _LostRace
     grant = Grant(
         job_id=job.id,
         product_id=job.product_id,
         epoch=job.row.epoch + 1,
-        factory=plan.factory,
-        engine=plan.engine,
+        factory=planned.factory,
+        engine=planned.engine,
         host=host,
         lease_ttl_s=terms.ttl_s,
         beat_s=terms.beat_s,
         kill_epoch=kill_epoch,
         granted_at=job.now,
-        reason=plan.reason,
+        reason=plan.reason(planned),
         base_sha=job.row.base_sha,
         checkpoint_sha=job.row.checkpoint_sha,
         checkpoint_epoch=job.row.checkpoint_epoch,
     )
-    _write_lease(job, grant, explanation)
+    _write_lease(job, grant, plan.decision(job.id))
     _take_locks(job, ready, grant.epoch)
     _tell(job, grant)
     return grant
 
 
-def _write_lease(job: OpenJob, grant: Grant, explanation: Explanation) -> None:
+def _write_lease(job: OpenJob, grant: Grant, decision: Decision) -> None:
     place = {
         "job_id": job.id,
         "epoch": grant.epoch,
@@ -128,8 +139,7 @@ def _write_lease(job: OpenJob, grant: Grant, explanation: Explanation) -> None:
         "engine": grant.engine,
         "granted_at": job.now,
     }
-    decision = explanation.model_dump(mode="json", exclude_defaults=True)
-    run = place | {"life": job.row.life, "host": grant.host, "decision": decision}
+    run = place | {"life": job.row.life, "host": grant.host, "decision": decision.model_dump(mode="json")}
     job.connection.execute(insert(runs), run)
     lease = place | {"state": "living", "holds_seat": True, "grant_message": grant.model_dump(mode="json")}
     job.connection.execute(insert(leases), lease)

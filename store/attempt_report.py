@@ -29,6 +29,7 @@ from store.messages import (
     StartedInfo,
     StepBlock,
 )
+from store.outbox import enqueue_signal
 from store.tables import artifacts, events, leases, logs, runs
 from store.views import ReportAck
 
@@ -60,7 +61,7 @@ def take(connection: Connection, job_id: str, epoch: int, report: AttemptReport,
         raise refusal(fenced.job, epoch, fenced.lease, kind="result", content=content["result"])
     if fenced.job.changed:
         fenced.job.save()
-    return ReportAck(lines=lines, steps=steps)
+    return ReportAck(lines=lines, steps=steps, told=taking.told)
 
 
 class _Taking:
@@ -73,6 +74,7 @@ class _Taking:
         self._epoch = fenced.epoch
         self._now = now
         self._values: dict[str, Any] = {}
+        self.told = False
 
     @cached_property
     def _run(self) -> AnyRow:
@@ -186,7 +188,8 @@ class _Taking:
     def result(self, handed_in: HandedIn) -> bool:
         """Take the result if the lease lives: a compare-and-swap from `living` to `accepted`; the job is in review.
 
-        Return False when it is refused; the same result again is fine.
+        An adopted attempt hands in a failure as well, since its activity can answer nobody: the workflow, which hears
+        of the result by a signal, decides what follows. Return False when it is refused; the same again is fine.
         """
         if self._lease.accepted_at is not None and self._lease.accepted_sha == handed_in.sha:
             return True
@@ -197,13 +200,18 @@ class _Taking:
         )
         if swapped.rowcount != 1:
             return False
-        self._job.event("attempt.accepted", handed_in.sha, {"sha": handed_in.sha}, epoch=self._epoch)
+        self._tell_workflow()
         answer = handed_in.answer
+        failed = answer is not None and answer.outcome == "failed"
+        if not failed:
+            self._job.event("attempt.accepted", handed_in.sha, {"sha": handed_in.sha}, epoch=self._epoch)
         if answer is None:
             return True
         self._values |= {"result": answer.model_dump(mode="json"), "usage": answer.usage.model_dump(mode="json")}
         if answer.engine_version:
             self._values["engine_version"] = answer.engine_version
+        if failed:
+            return True
         self._job.set(candidate_sha=answer.candidate_sha, base_sha=answer.base_sha)
         if answer.checkpoint_sha:
             self._job.set(checkpoint_sha=answer.checkpoint_sha, checkpoint_epoch=self._epoch)
@@ -211,6 +219,17 @@ class _Taking:
             if (self._job.stage, stage) in _ONWARD:
                 self._job.move(stage, epoch=self._epoch)
         return True
+
+    def _tell_workflow(self) -> None:
+        """Have the workflow look for the result when no activity of its own will tell it."""
+        if self._lease.adopted_at is None:
+            return
+        job = self._job
+        payload = {"epoch": self._epoch}
+        enqueue_signal(
+            self._connection, "handed_in", job_id=job.id, product_id=job.product_id, payload=payload, now=self._now
+        )
+        self.told = True
 
 
 _ONWARD = {(Stage.ASSIGNED, Stage.BUILDING), (Stage.BUILDING, Stage.REVIEW)}

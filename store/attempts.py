@@ -7,11 +7,11 @@ takes effect. A lease that ended in good order still lets its last logs, steps a
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import ColumnElement, Connection, and_, exists, select, update
 
-from core.attempt import BuildResult, DeathCertificate
+from core.attempt import BuildResult, DeathCertificate, Grant
 from core.errors import Conflict, StaleEpoch
 from core.job import FailureKind
 from store import factories
@@ -21,7 +21,7 @@ from store.database import AnyRow, Refused
 from store.open_job import OpenJob, no_such_job, open_job
 from store.outbox import enqueue_signal
 from store.seats import end_lease
-from store.tables import jobs, leases, runs
+from store.tables import events, jobs, leases, runs
 from store.views import LeaseState
 
 MAX_REFUSED_EVENTS = 20
@@ -133,6 +133,64 @@ def factory_of(connection: Connection, job_id: str, epoch: int) -> str | None:
 def guard(connection: Connection, job_id: str, epoch: int, *, kind: str, content: object, now: datetime) -> None:
     """Refuse, with a trace, what does not pass the fence."""
     fence(connection, job_id, epoch, kind=kind, content=content, now=now)
+
+
+def note_quarantined(
+    connection: Connection, job_id: str, epoch: int, *, ref: str, sha: str, message: str, now: datetime
+) -> bool:
+    """Note, once, where the work lies that a lost attempt finished; it changes nothing about the job."""
+    job = open_job(connection, job_id, now)
+    lease = _lease(connection, job_id, epoch) if 0 < epoch <= job.row.epoch else None
+    known = exists().where(events.c.job_id == job_id, events.c.epoch == epoch, events.c.type == "attempt.quarantined")
+    if lease is None or lease.state == "living" or connection.execute(select(known)).scalar_one():
+        return False
+    told = f"{message}; its work lies at {ref} and is never applied"
+    job.event("attempt.quarantined", told, {"ref": ref, "sha": sha, "factory": lease.factory}, epoch=epoch)
+    job.save()
+    return True
+
+
+# --- a lease without a heartbeat -------------------------------------------------------------------------------------
+
+
+def confirm(connection: Connection, job_id: str, epoch: int, now: datetime) -> bool:
+    """Note that an attempt lives which Temporal cannot hear; return whether it is wanted to stop.
+
+    Raises:
+        NotFound: there is no such job.
+        Refused: with `StaleEpoch`: its lease is gone, it has to stop.
+
+    """
+    lease = fence(connection, job_id, epoch, kind="lease", content="", now=now, states=("living", "accepted")).lease
+    connection.execute(update(leases).where(_this(lease)).values(confirmed_at=now))
+    return lease.stop_requested_at is not None
+
+
+def adopt(connection: Connection, job_id: str, epoch: int, now: datetime, *, stop: bool) -> timedelta | None:
+    """Keep the lease of an attempt whose heartbeat is gone, if it told of itself within a lease's time.
+
+    Returns how long from now that word is good; None when there was none, or the lease does not live. From here on its
+    result is signalled to the workflow. `stop` notes that it is wanted to end.
+    """
+    job = open_job(connection, job_id, now)
+    lease = _lease(connection, job_id, epoch) if epoch == job.row.epoch else None
+    if lease is None or lease.state != "living" or lease.confirmed_at is None:
+        return None
+    ttl = timedelta(seconds=Grant.model_validate(lease.grant_message).lease_ttl_s)
+    left: timedelta = lease.confirmed_at + ttl - now
+    if left <= timedelta(0):
+        return None
+    wish = {"stop_requested_at": now} if stop and lease.stop_requested_at is None else {}
+    connection.execute(update(leases).where(_this(lease)).values(adopted_at=lease.adopted_at or now, **wish))
+    if lease.adopted_at is None:
+        message = f"its heartbeat is gone, but it told of itself from {lease.factory}: it goes on"
+        job.event("attempt.adopted", message, {"factory": lease.factory}, epoch=epoch)
+        job.save()
+    return min(left, ttl)  # clocks of two machines differ
+
+
+def _this(lease: AnyRow) -> ColumnElement[bool]:
+    return and_(leases.c.job_id == lease.job_id, leases.c.epoch == lease.epoch)
 
 
 # --- how an attempt ends -------------------------------------------------------------------------------------------

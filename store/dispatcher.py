@@ -11,9 +11,12 @@ from store import admission
 from store.admission import Admitted, LeaseTerms
 from store.database import Database
 from store.fleet_snapshot import FleetReader
+from store.turns import tell_passed_over
 
 MAX_PASSES = 5
 """Passes in a row while other processes win races against ours; what is left then waits for the next call."""
+GRANTS_AT_ONCE = 50
+"""Grants of one transaction: more are made one transaction after the other, so that others who write get their turn."""
 
 
 class Dispatcher:
@@ -47,29 +50,25 @@ class Dispatcher:
 
     async def _passes(self, now: datetime, limit: int | None) -> tuple[Grant, ...]:
         granted: list[Grant] = []
-        for _ in range(MAX_PASSES):
-            left = None if limit is None else limit - len(granted)
-            admitted = await self._one_pass(now, left)
+        races = 0
+        while races < MAX_PASSES and (limit is None or len(granted) < limit):
+            most = GRANTS_AT_ONCE if limit is None else min(GRANTS_AT_ONCE, limit - len(granted))
+            admitted = await self._one_pass(now, most)
             granted += admitted.grants
-            if not admitted.skipped:
+            races += bool(admitted.skipped)
+            if not admitted.skipped and len(admitted.grants) < most:
                 break
         return tuple(granted)
 
-    async def _one_pass(self, now: datetime, limit: int | None) -> Admitted:
+    async def _one_pass(self, now: datetime, limit: int) -> Admitted:
         snapshot = await self._database.read(self._fleet.read, now, only_if_grantable=True)
         if snapshot is None:
             return Admitted((), skipped=0)
         planned = plan(snapshot, self._cache, limit=limit)
-        if not planned.grants:
+        if not planned.grants and not planned.preemptions:
             return Admitted((), skipped=0)
-        admitted = await self._database.write(
-            admission.admit,
-            planned.grants,
-            planned.snapshot,
-            explanations={grant.job_id: planned.explain(grant.job_id) for grant in planned.grants},
-            overtaken=planned.overtaken,
-            terms=self._terms,
-            now=now,
-        )
-        self._fleet.turns = planned.turns_after({grant.job_id for grant in admitted.grants})
+        admitted = await self._database.write(admission.admit, planned, terms=self._terms, now=now)
+        self._fleet.turns.passed(planned, {grant.job_id for grant in admitted.grants})
+        if grown := self._fleet.turns.take_grown(planned.snapshot.limits.factory_bound):
+            await self._database.write(tell_passed_over, grown)
         return admitted

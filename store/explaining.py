@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
 
 from core.job import Condition, Stage
-from core.router import Explanation, FleetSnapshot, WhyNot, plan
+from core.router import (
+    ClassGrounds,
+    Decision,
+    Explanation,
+    FleetGrounds,
+    FleetSnapshot,
+    WhyNot,
+    explanation_of,
+    plan,
+)
 from core.router_why_not import why_not
 from core.switch import Halt
 from store import switch
 from store.database import AnyRow
 from store.fleet_snapshot import FleetReader
 from store.open_job import no_such_job
-from store.tables import events, jobs, runs
+from store.tables import events, grounds, jobs, runs
 from store.views import JobExplanation, PlaceExplanation
 
 
@@ -24,8 +33,9 @@ class Inputs(NamedTuple):
     """What an explanation is made of."""
 
     job: AnyRow
-    decision: AnyRow | None
-    """Of the newest attempt."""
+    decision: Explanation | None
+    """Why the newest attempt is where it is."""
+    decided_at: datetime | None
     snapshot: FleetSnapshot | None
     """When the job waits for a seat."""
     halt: Halt | None = None
@@ -48,13 +58,30 @@ def read(connection: Connection, fleet: FleetReader, job_id: str, now: datetime)
     ).one_or_none()
     if job is None:
         raise no_such_job(job_id)
-    decision = connection.execute(
+    run = connection.execute(
         select(runs.c.decision, runs.c.granted_at).where(runs.c.job_id == job_id, runs.c.epoch == job.epoch)
     ).one_or_none()
     waits = job.stage == Stage.QUEUED
     halt = switch.over_job(connection, job.product_id) if waits else None
     snapshot = fleet.read(connection, now, including=job_id) if waits and halt is None else None
-    return Inputs(job, decision, snapshot, halt, _end(connection, job) if job.stage in FAILED else "")
+    end = _end(connection, job) if job.stage in FAILED else ""
+    if waits or run is None or not run.decision:
+        return Inputs(job, None, None, snapshot, halt, end)
+    return Inputs(job, _decision(connection, run.decision), run.granted_at, snapshot, halt, end)
+
+
+def _decision(connection: Connection, stored: dict[str, Any]) -> Explanation:
+    """Put a decision together from its own part and what it rests on."""
+    decision = Decision.model_validate(stored)
+    found = connection.execute(
+        select(grounds.c.sha256, grounds.c.document).where(grounds.c.sha256.in_([decision.fleet, decision.job_class]))
+    )
+    documents = {row.sha256: row.document for row in found}
+    return explanation_of(
+        decision,
+        FleetGrounds.model_validate_json(documents[decision.fleet]),
+        ClassGrounds.model_validate_json(documents[decision.job_class]),
+    )
 
 
 def _end(connection: Connection, job: AnyRow) -> str:
@@ -75,9 +102,8 @@ def explain(inputs: Inputs) -> JobExplanation:
     explanation, decided_at = None, None
     if inputs.snapshot is not None:
         explanation = plan(inputs.snapshot).explain(job.id)
-    elif inputs.halt is None and inputs.decision is not None:
-        explanation = Explanation.model_validate(inputs.decision.decision)
-        decided_at = inputs.decision.granted_at
+    elif inputs.decision is not None:
+        explanation, decided_at = inputs.decision, inputs.decided_at
     conditions = tuple(Condition.model_validate(condition) for condition in job.conditions)
     return JobExplanation(
         job_id=job.id,
@@ -93,28 +119,27 @@ def explain(inputs: Inputs) -> JobExplanation:
 def explain_place(inputs: Inputs, factory: str) -> PlaceExplanation:
     """Return why the job does not run on a factory of the fleet: computed for a job that waits, else as decided."""
     job = inputs.job
-    answer, decided_at, explanation = None, None, None
+    answer, decided_at = None, None
     if inputs.snapshot is not None:
         answer = plan(inputs.snapshot).why_not(job.id, factory)
-    elif inputs.halt is None and inputs.decision is not None:
-        explanation = Explanation.model_validate(inputs.decision.decision)
-        answer, decided_at = why_not(explanation, factory), inputs.decision.granted_at
+    elif inputs.decision is not None:
+        answer, decided_at = why_not(inputs.decision, factory), inputs.decided_at
     return PlaceExplanation(
         job_id=job.id,
         factory=factory,
         stage=job.stage,
         decided_at=decided_at,
         answer=answer,
-        message=_place_message(inputs, factory, answer, explanation),
+        message=_place_message(inputs, factory, answer),
     )
 
 
-def _place_message(inputs: Inputs, factory: str, answer: WhyNot | None, decided: Explanation | None) -> str:
+def _place_message(inputs: Inputs, factory: str, answer: WhyNot | None) -> str:
     """Return one sentence."""
     if answer is not None:
         return answer.render()[0]
-    if decided is not None:
-        return f"{factory} was not in the fleet when {inputs.job.id} was placed; {decided.render()[0]}"
+    if inputs.decision is not None:
+        return f"{factory} was not in the fleet when {inputs.job.id} was placed; {inputs.decision.render()[0]}"
     conditions = tuple(Condition.model_validate(condition) for condition in inputs.job.conditions)
     return _message(inputs, conditions, None)
 

@@ -72,7 +72,7 @@ def _values(offer: Registration, now: datetime) -> dict[str, Any]:
         "declared": list(offer.declared),
         "boot": offer.boot,
         "seats": offer.seats,
-        "status": offer.status.model_dump(mode="json", exclude_none=True, exclude={"sentinel"}),
+        "status": _told(offer.status),
         "details": offer.details,
         "last_beat_at": now,
     }
@@ -148,7 +148,12 @@ def heartbeat(connection: Connection, name: str, instance: str, status: FactoryS
         raise Conflict(f"factory {name} is run by another agent now (process {row.pid}); this one must stop", name=name)
     returned: bool = row.state == "offline"
     state = standing_state(row.drain, row.quarantine, row.status) if returned else row.state
-    told = status.model_dump(mode="json", exclude_none=True, exclude={"sentinel"})
+    told = _told(status)
+    if status.absences:
+        said = "; ".join(str(absence) for absence in status.absences)
+        told["absence"] = {"message": said, "at": now.isoformat()}
+        data = {"absences": [absence.model_dump() for absence in status.absences]}
+        audit.note(connection, "factory.absent", said, actor="", subject=name, now=now, data=data)
     connection.execute(
         update(factories)
         .where(factories.c.name == name)
@@ -160,6 +165,11 @@ def heartbeat(connection: Connection, name: str, instance: str, status: FactoryS
         hand_over=_hand_over_is_due(row.drain, now),
         switch=switch.state(connection).concerning(name),
     )
+
+
+def _told(status: FactoryStatus) -> dict[str, Any]:
+    """Return what is kept of a status as it is."""
+    return status.model_dump(mode="json", exclude_none=True, exclude={"sentinel", "absences"})
 
 
 def standing_state(drain: object, quarantine: object, status: Mapping[str, Any] | None = None) -> FactoryState:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, type_coerce
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, func, or_, select, type_coerce
 
+from core.job import Priority
 from core.router import (
     FactoryView,
     FleetSnapshot,
@@ -21,16 +22,19 @@ from core.router import (
     ProductView,
     ReadyJob,
     RoutingPolicy,
+    RunningJob,
     StationView,
-    Turns,
 )
 from core.switch import without_halted
 from core.trust import Claims, count_claims
 from store import limits, switch
 from store.attestations import attested_by_factory
-from store.column_types import Unread, as_utc
+from store.column_types import Unread, UtcDateTime, as_utc
+from store.cooldowns import in_force, may_be_asked
 from store.database import AnyRow
+from store.stops import PAUSABLE
 from store.tables import factories, jobs, leases, locks, stations
+from store.turns import TurnBook
 
 FORGET_BEYOND = 1_000
 """Parsed jobs that may be kept although they wait no more, beside as many as do wait."""
@@ -48,11 +52,13 @@ _CHANGING = (
 _FREE_SEAT = exists().where(
     stations.c.usable,
     stations.c.busy < stations.c.seats,
+    may_be_asked(bindparam("now", type_=UtcDateTime)),
     factories.c.name == stations.c.factory,
     factories.c.state == "online",
     factories.c.busy < factories.c.seats,
 )
-_GRANTABLE = select(and_(exists().where(_READY), _FREE_SEAT))
+_GRANTABLE = and_(exists().where(_READY), _FREE_SEAT)
+_URGENT = exists().where(_READY, jobs.c.priority == Priority.CRITICAL)
 
 
 class FleetReader:
@@ -60,8 +66,7 @@ class FleetReader:
 
     def __init__(self, sensitive: tuple[str, ...], policy: RoutingPolicy) -> None:
         """`sensitive` capabilities count only where they were attested; `policy` is that of the settings."""
-        self.turns = Turns()
-        """Of the plans that this process made: each process that dispatches takes fair turns of its own."""
+        self.turns = TurnBook()
         self._sensitive = sensitive
         self._policy = policy
         self._parsed: dict[str, tuple[tuple[Any, ...], ReadyJob]] = {}
@@ -71,25 +76,32 @@ class FleetReader:
     ) -> FleetSnapshot | None:
         """Return the present snapshot.
 
-        With `only_if_grantable` None when no job is ready or no seat is free; that answer costs one small query.
+        With `only_if_grantable` None when no job is ready or no seat is free, nor may one be made free for a critical
+        job; that answer costs one small query.
         `including` adds a queued job that is held back, as if it were ready.
         """
-        if only_if_grantable and not connection.execute(_GRANTABLE).scalar_one():
+        if only_if_grantable and not self._anything_to_do(connection, now):
             return None
         limited = limits.in_force(connection, limits.of_settings(self._policy))
         engines = {name: jobs for (kind, name), jobs in limited.items() if kind == "engine"}
+        views, passed_over = _factories(connection, self._sensitive, now)
         snapshot = FleetSnapshot(
             jobs=self._jobs(connection, including),
-            factories=_factories(connection, self._sensitive),
+            factories=views,
             locks=read_locks(connection),
+            running=_running(connection) if self._policy.limits.preemption else (),
             products=_products(connection, self._policy, limited),
             weights=self._policy.weights,
             limits=self._policy.limits.model_copy(update={"engines": engines}),
-            turns=self.turns,
+            turns=self.turns.read(connection, passed_over),
             now=now,
             seed=int(now.timestamp()),
         )
         return without_halted(snapshot, switch.in_force(connection))
+
+    def _anything_to_do(self, connection: Connection, now: datetime) -> bool:
+        wanted = or_(_GRANTABLE, _URGENT) if self._policy.limits.preemption else _GRANTABLE
+        return bool(connection.execute(select(wanted), {"now": now}).scalar_one())
 
     def _jobs(self, connection: Connection, including: str | None) -> tuple[ReadyJob, ...]:
         wanted: ColumnElement[bool] = _READY
@@ -116,6 +128,16 @@ class FleetReader:
         )
         self._parsed[row.id] = changing, job
         return job
+
+
+def _running(connection: Connection) -> tuple[RunningJob, ...]:
+    """Return the jobs that may be asked to make way, and those that were."""
+    rows = connection.execute(
+        select(leases, jobs.c.priority, jobs.c.preempted)
+        .join(jobs, jobs.c.id == leases.c.job_id)
+        .where(or_(and_(PAUSABLE, jobs.c.stage == "building"), and_(leases.c.holds_seat, leases.c.yields_to != "")))
+    )
+    return tuple(RunningJob.model_validate(row._asdict()) for row in rows)
 
 
 def read_locks(connection: Connection) -> tuple[LockView, ...]:
@@ -151,13 +173,16 @@ def _product(name: str, running: int, policy: RoutingPolicy, limited: limits.Lim
     return ProductView(product_id=name, running=running, share=own.share, limit=limit, weights=own.weights)
 
 
-def _factories(connection: Connection, sensitive: tuple[str, ...]) -> tuple[FactoryView, ...]:
+def _factories(
+    connection: Connection, sensitive: tuple[str, ...], now: datetime
+) -> tuple[tuple[FactoryView, ...], dict[str, int]]:
+    """Return all factories, and how often each was passed over."""
     by_factory: dict[str, list[StationView]] = {}
     for row in connection.execute(select(stations).order_by(stations.c.factory, stations.c.engine)):
-        by_factory.setdefault(row.factory, []).append(_station(row))
-    rows = connection.execute(select(factories).order_by(factories.c.name))
+        by_factory.setdefault(row.factory, []).append(_station(row, now))
+    rows = connection.execute(select(factories).order_by(factories.c.name)).all()
     attested = attested_by_factory(connection)
-    return tuple(
+    views = tuple(
         _factory(
             row,
             by_factory.get(row.name, ()),
@@ -165,9 +190,10 @@ def _factories(connection: Connection, sensitive: tuple[str, ...]) -> tuple[Fact
         )
         for row in rows
     )
+    return views, {row.name: row.passed_over for row in rows}
 
 
-def _station(row: AnyRow) -> StationView:
+def _station(row: AnyRow, now: datetime) -> StationView:
     return StationView(
         engine=row.engine,
         seats=row.seats,
@@ -175,6 +201,7 @@ def _station(row: AnyRow) -> StationView:
         usable=row.usable,
         version=row.version,
         repair=row.repair,
+        cooldown=in_force(row, now),
     )
 
 

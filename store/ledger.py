@@ -15,6 +15,7 @@ from core.flakiness import SPOILT, SUCCEEDED, FlakyPolicy
 from core.job import JobSpec, Stage
 from core.lifecycle import Record, RecordAck
 from core.router import FleetSnapshot
+from core.router_rest import Rest
 from core.settings import Settings
 from core.switch import Halt, HaltScope, SwitchState
 from store import (
@@ -203,6 +204,15 @@ class Ledger:
         """Take back a grant whose workflow does not exist; False when it began or ended meanwhile. Then dispatch."""
         return await self._database.write(admission.take_back, job_id, epoch, now)
 
+    async def rest(self, job_id: str, now: datetime) -> Rest | None:
+        """Return until when the parked job has to sleep, because every engine that could do it rests; None: it waits.
+
+        Raises:
+            NotFound: there is no such job.
+
+        """
+        return await self._database.read(placing.rest, self._fleet, job_id, now)
+
     async def place_step(self, job_id: str, avoid: str, now: datetime) -> str | None:
         """Return an online factory that can take a step of the job's candidate; `avoid` only when there is no other.
 
@@ -288,6 +298,36 @@ class Ledger:
 
         """
         return await self._database.write(attempt_report.take, job_id, epoch, report, now)
+
+    async def confirm_lease(self, job_id: str, epoch: int, now: datetime) -> bool:
+        """Note that an attempt lives which Temporal cannot hear; return whether it is wanted to stop.
+
+        Raises:
+            NotFound: there is no such job.
+            StaleEpoch: the epoch is not the newest, or its lease is gone.
+
+        """
+        return await self._database.write(attempts.confirm, job_id, epoch, now)
+
+    async def adopt(self, job_id: str, epoch: int, now: datetime, *, stop: bool = False) -> timedelta | None:
+        """Keep the lease of an attempt whose heartbeat is gone but which told of itself; return how long that is good.
+
+        None: it has not, or its lease does not live. With `stop` it hears that it is to end.
+        """
+        return await self._database.write(attempts.adopt, job_id, epoch, now, stop=stop)
+
+    async def note_quarantined(
+        self, job_id: str, epoch: int, *, ref: str, sha: str, message: str, now: datetime
+    ) -> bool:
+        """Note where the work lies that an attempt finished after its lease was lost; False: known, or nothing lost.
+
+        Raises:
+            NotFound: there is no such job.
+
+        """
+        return await self._database.write(
+            attempts.note_quarantined, job_id, epoch, ref=ref, sha=sha, message=message, now=now
+        )
 
     async def accepted_result(self, job_id: str, epoch: int) -> BuildResult | None:
         """Return what was accepted from `epoch`, for a workflow that did not hear of it."""
@@ -403,11 +443,11 @@ class Ledger:
         return await self._database.write(factories.undrain, name, actor, now)
 
     async def release_factory(self, name: str, actor: str, now: datetime) -> None:
-        """Let a quarantined factory take jobs again; dispatch afterwards.
+        """Let a quarantined factory take jobs again, and engines that rest there; dispatch afterwards.
 
         Raises:
             NotFound: there is no such factory.
-            Conflict: it is not quarantined.
+            Conflict: it is not quarantined, and no engine rests there.
 
         """
         await self._database.write(quarantine.release, name, actor, now)

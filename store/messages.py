@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from core.absence import Absence
 from core.access import Access
 from core.attempt import BuildResult
 from core.job import JobSpec, Message
@@ -142,6 +143,8 @@ class FactoryStatus(Message):
     """The sentinel file that stops the factory; empty: none is there."""
     warm_repositories: tuple[str, ...] | None = None
     health: Decimal | None = Field(default=None, ge=0, le=1)
+    absences: tuple[Absence, ...] = ()
+    """What the machine's clocks told since the last beat; the newest is kept as `absence`, each is in the audit log."""
 
 
 class Registration(Message):

@@ -11,6 +11,7 @@ from core.dag import Wait
 from core.errors import Conflict, IllegalAction, IllegalTransition
 from core.job import FailureKind, Stage
 from core.lifecycle import ENDED, TRANSITIONS, Record, RecordAck, check_transition
+from store import cooldowns
 from store.admission import end_run, held_lease, release_locks
 from store.chain import digest
 from store.edges import next_wait, settle
@@ -56,6 +57,10 @@ def _apply(job: OpenJob, change: Record) -> RecordAck:
         job.move(stage, epoch=change.epoch)
     _project(job, change)
     freed = _free(job, change)
+    if change.cooldown is not None:
+        cooldowns.begin(job, change.epoch, change.cooldown)
+    if change.end_cooldowns:
+        cooldowns.end_for(job)
     if path:
         _arrive(job)
     return RecordAck(applied=True, freed=freed)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, distinct, exists, func, select, update
 
 from core.errors import Conflict
 from core.flakiness import SPOILT, SUCCEEDED, Ending, FlakyEvidence, FlakyPolicy, Tally, judge_factory
-from store import audit
+from store import audit, cooldowns
 from store.database import AnyRow, serialise
 from store.factories import no_such_factory, standing_state
 from store.tables import factories, runs
@@ -109,23 +109,31 @@ def _quarantine(connection: Connection, name: str, evidence: FlakyEvidence, now:
 
 
 def release(connection: Connection, name: str, actor: str, now: datetime) -> None:
-    """Let a quarantined factory take jobs again; what it spoilt before counts no more. Then dispatch.
+    """Let a quarantined factory take jobs again, and engines that rest there; what was before counts no more.
+
+    Then dispatch.
 
     Raises:
         NotFound: there is no such factory.
-        Conflict: it is not quarantined.
+        Conflict: it is not quarantined, and no engine rests there.
 
     """
     row = connection.execute(select(factories).where(factories.c.name == name).with_for_update()).one_or_none()
     if row is None:
         raise no_such_factory(name)
-    if row.quarantine is None:
-        raise Conflict(f"factory {name} is not quarantined; it is {row.state}", name=name, state=row.state)
-    connection.execute(
-        update(factories)
-        .where(factories.c.name == name)
-        .values(quarantine=None, released_at=now, state=_released_state(row))
-    )
+    rested = cooldowns.end_at(connection, name, now)
+    if row.quarantine is not None:
+        connection.execute(
+            update(factories)
+            .where(factories.c.name == name)
+            .values(quarantine=None, released_at=now, state=_released_state(row))
+        )
+    elif not rested:
+        raise Conflict(
+            f"factory {name} is not quarantined, and no engine rests there; it is {row.state}",
+            name=name,
+            state=row.state,
+        )
     audit.note(connection, "factory.released", f"factory {name}", actor=actor, subject=name, now=now)
 
 

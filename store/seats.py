@@ -10,20 +10,22 @@ from datetime import datetime
 
 from sqlalchemy import Connection, func, select, update
 
+from store.cooldowns import may_be_asked
 from store.database import AnyRow, serialise
 from store.tables import factories, jobs, leases, stations
 from store.views import LeaseState, SeatCorrection
 
 
-def take_seat(connection: Connection, factory: str, engine: str) -> str | None:
-    """Take a seat and return the factory's host; None when there is no free one or the factory takes no jobs.
+def take_seat(connection: Connection, factory: str, engine: str, now: datetime) -> str | None:
+    """Take a seat and return the factory's host; None when there is no free one, the factory takes no jobs, or the
+    engine rests there.
 
     The caller undoes the transaction (or savepoint) on None: the factory's seat may have been taken by then.
     """
     host: str | None = connection.execute(
         update(factories)
         .where(factories.c.name == factory, factories.c.state == "online", factories.c.busy < factories.c.seats)
-        .values(busy=factories.c.busy + 1)
+        .values(busy=factories.c.busy + 1, passed_over=0)
         .returning(factories.c.host)
     ).scalar_one_or_none()
     if host is None:
@@ -35,6 +37,7 @@ def take_seat(connection: Connection, factory: str, engine: str) -> str | None:
             stations.c.engine == engine,
             stations.c.usable,
             stations.c.busy < stations.c.seats,
+            may_be_asked(now),
         )
         .values(busy=stations.c.busy + 1)
     )

@@ -79,6 +79,7 @@ jobs = Table(
     _count("epoch"),
     _count("reclaims"),
     _count("overtaken"),
+    _count("preempted"),  # how often it was paused for a more urgent job
     Column("excluded_factories", Json, nullable=False),
     Column("last_factory", CleanText),
     _text("note"),  # a human's words to the next attempt
@@ -121,11 +122,12 @@ runs = Table(
     Column("engine", CleanText, nullable=False),
     _text("engine_version"),
     _text("host"),
-    Column("decision", Json, nullable=False),  # why this factory and engine
+    Column("decision", Json, nullable=False),  # core.router.Decision: why this factory and engine, by grounds
     Column("granted_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
     Column("outcome", CleanText),
+    Column("cooldown_until", UtcDateTime),  # until then its engine was not asked there again
     _text("message"),
     Column("info", Json),  # what the attempt said of itself when it started
     Column("result", Json),  # core.attempt.BuildResult
@@ -136,6 +138,29 @@ runs = Table(
     _text("log_sha256"),  # running digest over all log lines, in the order they were stored
     _count("refused_writes"),
     Index("ix_runs_ended_at", "ended_at"),
+)
+
+grounds = Table(
+    "grounds",
+    metadata,
+    Column("sha256", CleanText, primary_key=True),
+    _product(),
+    Column("document", CleanText, nullable=False),  # core.router.FleetGrounds or ClassGrounds, as it was digested
+    Column("at", UtcDateTime, nullable=False),
+)
+
+turns = Table(
+    "turns",
+    metadata,
+    Column("kind", CleanText, nullable=False),
+    Column("priority", CleanText, nullable=False),
+    Column("name", CleanText, nullable=False),
+    _product(),
+    Column("level", BigInteger, nullable=False),
+    Column("number", BigInteger, nullable=False),  # grows with every change of any row
+    PrimaryKeyConstraint("kind", "priority", "name"),
+    CheckConstraint("kind IN ('product', 'factory')", name="kind"),
+    Index("ix_turns_number", "number", unique=True),
 )
 
 leases = Table(
@@ -153,7 +178,10 @@ leases = Table(
     _text("accepted_sha"),
     Column("accepted_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
-    Column("stop_requested_at", UtcDateTime),  # an operator cancelled the job; see store.stops
+    Column("stop_requested_at", UtcDateTime),  # the attempt is to stop; see store.stops
+    _text("yields_to"),  # the more urgent job for which it is being paused
+    Column("confirmed_at", UtcDateTime),  # the attempt last told of itself, since Temporal could not
+    Column("adopted_at", UtcDateTime),  # its heartbeat is gone for good, and the ledger keeps the lease
     _text("reason"),
     _run(),
     CheckConstraint("state IN ('living', 'accepted', 'lost', 'ended')", name="state"),
@@ -217,6 +245,7 @@ factories = Table(
     Column("drain", Json),  # an operator's order to drain: store.views.DrainOrder
     Column("quarantine", Json),  # why it was quarantined: store.views.Quarantine
     Column("released_at", UtcDateTime),  # what it spoilt before counts no more
+    _count("passed_over"),  # jobs that it could have had since its last one, and that others got
     CheckConstraint("busy >= 0", name="busy"),
     CheckConstraint("state IN ('online', 'offline', 'draining', 'quarantined')", name="state"),
 )
@@ -232,6 +261,8 @@ stations = Table(
     Column("usable", Boolean(create_constraint=False), nullable=False),
     _text("version"),
     _text("repair"),
+    Column("cooldown_until", UtcDateTime),  # no job is placed there before; NULL or past: it may be asked
+    _text("cooldown_reason"),
     CheckConstraint("busy >= 0", name="busy"),
 )
 

@@ -50,6 +50,8 @@ class AttemptView(Message):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     message: str = ""
+    cooldown_until: datetime | None = None
+    """For one that ended because of its place: until then no job was given to that engine there."""
     usage: Usage = Usage()
     exit_code: int | None = None
     session_id: str | None = None
@@ -177,6 +179,8 @@ class ReportAck(Message):
 
     lines: int = 0
     steps: int = 0
+    told: bool = False
+    """A message to the job's workflow is on its way."""
 
 
 class ArtifactView(Message):
@@ -295,6 +299,9 @@ class StationRow(Message):
     repair: str = ""
     seats: int
     busy: int
+    cooldown_until: datetime | None = None
+    """The engine rests there until then; a time in the past means nothing any more."""
+    cooldown_reason: str = ""
 
 
 class DrainOrder(Message):

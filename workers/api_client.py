@@ -86,6 +86,22 @@ class FactoryApi:
         if await self._linked("report", body, job_id=job_id, epoch=epoch) is None:
             await self._post(f"/fleet/attempts/{job_id}/{epoch}/report", json=body)
 
+    async def confirm(self, job_id: str, epoch: int) -> Literal["", "cancelled"]:
+        """Tell that an attempt lives although Temporal cannot say so; return why it is to stop, if it is.
+
+        Raises:
+            StaleEpoch: the attempt's lease is gone.
+            Unavailable: the API is away.
+
+        """
+        answer = await self._post(f"/fleet/attempts/{job_id}/{epoch}/alive", json={})
+        return "cancelled" if answer.get("stop") == "cancelled" else ""
+
+    async def quarantined(self, job_id: str, epoch: int, *, ref: str, sha: str, message: str) -> None:
+        """Tell where the work of an attempt lies that was finished after its lease was lost."""
+        body = {"ref": ref, "sha": sha, "message": message}
+        await self._post(f"/fleet/attempts/{job_id}/{epoch}/quarantined", json=body)
+
     async def upload(
         self,
         job_id: str,

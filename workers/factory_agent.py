@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -27,6 +28,7 @@ import structlog
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from activities.clock import boot_time
 from activities.engine_run import EngineActivities
 from activities.factory import FactoryContext, FactoryPaths, Rescue
 from activities.judge import JudgeActivities
@@ -35,6 +37,7 @@ from activities.running import RunningAttempts
 from activities.ship import ShipActivities
 from activities.supervision import ApiAddress, Supervisors
 from activities.workspace import Workspaces
+from core.absence import Absence, Clocks, absences
 from core.attempt import factory_queue, station_queue
 from core.errors import Conflict, GigafactoryError, NotFound, Unauthenticated
 from core.factory_names import memorable_name
@@ -75,6 +78,10 @@ EXIT_IN_USE: Final = 3
 """Another agent has this name."""
 EXIT_REFUSED: Final = 4
 """The factory's token is not good any more."""
+ABSENCES_TOLD: Final = 20
+"""Absences in one beat; the newest ones, when there were more while the API was away."""
+CLOCKS_LOOK_S: Final = 1.0
+"""Time between two looks at the clocks."""
 RENEW_AT: Final = 3
 """A token is renewed when this part (a third) of its lifetime is left."""
 
@@ -105,6 +112,8 @@ class Agent:
         self.draining = asyncio.Event()
         self.orders = Orders()
         self.orders.see(self._sentinel())
+        self._absences: list[Absence] = []
+        """What the clocks told and the API was not told yet."""
         self._news = asyncio.Event()
         self.attempts = RunningAttempts()
         self.link = FactoryLink(
@@ -143,6 +152,7 @@ class Agent:
                     self._beat(machine),
                     self._keep_house(),
                     self._watch_sentinel(),
+                    self._watch_clocks(),
                     follow_token(client, self.token_file),
                 )
                 background = [asyncio.create_task(chore) for chore in chores]
@@ -342,8 +352,10 @@ class Agent:
 
     async def _beat_once(self, machine: MachineReport) -> None:
         """Tell the API that we live, and heed what it answers."""
+        untold = self._absences = self._absences[-ABSENCES_TOLD:]
         body = {
             "instance": self.instance,
+            "absences": [absence.model_dump() for absence in untold],
             "load": load_per_core(),
             "free_disk_gb": free_disk_gb(self.paths.root),
             "free_memory_gb": free_memory_gb(),
@@ -352,6 +364,7 @@ class Agent:
         }
         try:
             orders = await self.api.beat(self.name, body)
+            self._absences = [absence for absence in self._absences if absence not in untold]
             self.orders.hear(orders.switch, hand_over=orders.hand_over)
         except NotFound:
             await self._register(machine)
@@ -373,6 +386,21 @@ class Agent:
                 log.warning("factory.halted" if self.orders.sentinel else "factory.released", file=self.orders.sentinel)
                 self._news.set()
             await asyncio.sleep(SENTINEL_LOOK_S)
+
+    async def _watch_clocks(self) -> None:
+        """Notice that the machine was suspended, this process stopped, or the time of day set; tell the API at once.
+
+        Attempts look after their leases themselves; this is for people.
+        """
+        before = _look_at_clocks()
+        while True:
+            await asyncio.sleep(CLOCKS_LOOK_S)
+            after = _look_at_clocks()
+            for absence in absences(before, after, CLOCKS_LOOK_S):
+                log.warning("factory.absent", kind=absence.kind, by_s=round(absence.by_s, 1))
+                self._absences.append(absence)
+                self._news.set()
+            before = after
 
     def _sentinel(self) -> str:
         """Return the sentinel file that is there: of the whole home, or of this factory; empty for none."""
@@ -442,6 +470,10 @@ class _Running:
     async def __aexit__(self, *_error: object) -> None:
         await asyncio.gather(*(worker.shutdown() for worker in self._workers))
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _look_at_clocks() -> Clocks:
+    return Clocks(boot_s=boot_time(), running_s=time.monotonic(), wall_s=time.time())
 
 
 def host_name() -> str:

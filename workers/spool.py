@@ -201,6 +201,20 @@ class SpooledReports:
         finally:
             self._result = None
 
+    async def quarantined(self, ref: str, sha: str, message: str) -> None:
+        """Tell where the work lies that was finished without a lease; waits for as long as the API is away."""
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._spool.api.quarantined(self._job_id, self._epoch, ref=ref, sha=sha, message=message)
+            except Unavailable:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE_S)
+
+    async def confirm(self) -> Literal["", "cancelled"]:
+        """Tell the ledger that the attempt lives; return why it is to stop, if it is."""
+        return await self._spool.api.confirm(self._job_id, self._epoch)
+
     async def upload(self, path: str, body: bytes, *, kind: Literal["file", "diff", "log"], media_type: str) -> None:
         """Store one captured file; a small one travels with the next report."""
         if len(body) <= SMALL_FILE_BYTES:

@@ -11,6 +11,10 @@ Standard input is the life line. When it ends without `bye`, or the lease runs o
 supervisor kills, salvages, pushes the checkpoint and sends a death certificate to the API itself. It says what it did
 in `state.json` (while it runs) and `exit.json` (once the command ended), both in the run's folder.
 
+A lease that ran out while nobody here was running (the machine was suspended, we were stopped) is another matter: the
+agent was away as well, and has to ask whether the attempt still counts. Until it says so everything is held still, so
+that nothing writes, and not for long.
+
 Standard library only. `python -I -S supervisor.py SPEC.json` runs one; `--nursery FD` keeps a warm process that forks
 one for each request, which costs a tenth.
 """
@@ -27,6 +31,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120 - pathlib is slow
+from activities.clock import boot_time
 from workers import process_table as processes
 
 if TYPE_CHECKING:
@@ -40,6 +45,10 @@ KILL_LIMIT_S = 10.0
 """After this time a descendant that cannot be killed (stuck in the kernel) is reported instead of waited for."""
 SAVER_GRACE_S = 2.0
 """Time that a checkpoint under way has to give its locks back before it is killed like everything else."""
+LATE_S = 2.0
+"""A lease that is found to be over by more than this ran out while this process was not running."""
+HOLD_S = 6.0
+"""How long everything is held still after that, for the agent to find out whether the attempt still counts."""
 ABANDONED = ("agent_died", "fenced")
 """Ends after which nobody else will save the work or tell of the death."""
 APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -106,7 +115,10 @@ class Supervisor:
         self.state: dict[str, Any] = {"job_id": spec["job_id"], "epoch": spec["epoch"]}
         now = time.monotonic()
         self.wall_at = now + float(spec["timeout_s"])
-        self.lease_at = now + float(spec.get("lease_s") or "inf")
+        self.lease_at = float(spec.get("lease_until") or "inf")
+        """When the lease ends, on the boot-time clock."""
+        self.held_until = 0.0
+        """Until when everything is held still; 0 when nothing is."""
         self.kill_at = float("inf")
         self.scan_at = now + FIRST_SCAN_S
         self.save_at = now + float(spec["checkpoint_s"]) if spec.get("git") else float("inf")
@@ -181,14 +193,14 @@ class Supervisor:
             os.close(engine_fd)
 
     def _pause_ms(self, has_pidfd: bool) -> int:
-        due = min(self.wall_at, self.lease_at, self.kill_at, self.scan_at, self.save_at)
-        pause = max(0.0, due - time.monotonic())
+        due = min(self.wall_at, self.kill_at, self.scan_at, self.save_at)
+        pause = max(0.0, min(due - time.monotonic(), self._lease_left_s()))
         return int(1000 * (pause if has_pidfd else min(pause, POLL_WITHOUT_PIDFD_S))) + 1
 
     def _obey(self, commands: list[dict[str, Any]]) -> None:
         for command in commands:
             if command["op"] == "beat":
-                self.lease_at = time.monotonic() + float(command["lease_s"])
+                self._renew(float(command["lease_until"]))
             elif command["op"] == "stop":
                 self._stop(str(command["reason"]), float(command.get("grace_s", 0)))
             elif command["op"] == "sealed":
@@ -208,7 +220,7 @@ class Supervisor:
     def _due(self) -> bool:
         """Do what its time has come for; return whether the run has to end now."""
         now = time.monotonic()
-        if now >= self.lease_at:
+        if self._lease_left_s() <= 0:
             self.reason = "fenced"
             return True
         if now >= self.wall_at:
@@ -217,10 +229,34 @@ class Supervisor:
         if now >= self.scan_at:
             self._note_descendants()
             self.scan_at = now + SCAN_S
-        if now >= self.save_at:
+        if now >= self.save_at and not self.held_until:
             self._start_saving()
             self.save_at = now + float(self.spec["checkpoint_s"])
         return now >= self.kill_at
+
+    def _lease_left_s(self) -> float:
+        """Return how long the run may go on; when the lease ran out while nobody was here to see it, hold it still."""
+        left = self.lease_at - boot_time()
+        if left < -LATE_S and not self.held_until:
+            self.held_until = boot_time() + HOLD_S
+            self._hold_still()
+        return self.held_until - boot_time() if self.held_until else left
+
+    def _hold_still(self) -> None:
+        """Stop every descendant; those that are forked meanwhile as well."""
+        held: set[int] = set()
+        while fresh := processes.living_descendants(os.getpid()).keys() - held:
+            for pid in fresh:
+                processes.kill(pid, signal.SIGSTOP)
+            held |= fresh
+
+    def _renew(self, until: float) -> None:
+        """Take in until when the lease was renewed; what was held still goes on."""
+        self.lease_at = max(self.lease_at, until)
+        if self.held_until and self.lease_at > boot_time():
+            self.held_until = 0.0
+            for pid in processes.living_descendants(os.getpid()):
+                processes.kill(pid, signal.SIGCONT)
 
     def _note_descendants(self) -> None:
         """Write down who runs, for the agent that may have to kill them without us."""
@@ -291,6 +327,7 @@ class Supervisor:
         saver, patience = self.saver, time.monotonic() + SAVER_GRACE_S
         if saver:
             processes.kill(-saver, signal.SIGTERM)
+            processes.kill(-saver, signal.SIGCONT)  # it may be held still
         marker = f"GIGAFACTORY_RUN_DIR={self.folder}"
         look_around = self.reason != "exited" or not processes.LINUX
         while time.monotonic() < limit:
@@ -337,7 +374,7 @@ class Supervisor:
         poller = select.poll()
         poller.register(self.line.fd, select.POLLIN)
         while not self.said_bye and not self.line.ended:
-            wait_s = min(self.lease_at - time.monotonic(), 3600.0)
+            wait_s = min(self._lease_left_s(), 3600.0)
             if wait_s <= 0:
                 self.reason = "fenced"
                 return

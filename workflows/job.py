@@ -4,10 +4,10 @@ Purpose: receives what happens to a job, asks `core.decision.decide` what to do,
 decision of its own. One workflow per life of a job, id `gf-job-<product>-<job>`.
 
 Messages in:
-  signals `granted`, `lease_lost`, `interrupt`, `parents_changed`, `children_changed` come from the outbox; `ship`,
-  `approve`, `reject`, `requeue`, `cancel`, `pause`, `resume` from people (Temporal's Web UI, the `temporal` CLI). All
-  signals go through one dynamic handler that takes raw values: what cannot be understood is recorded as refused, never
-  dropped and never able to wedge the workflow.
+  signals `granted`, `lease_lost`, `handed_in`, `interrupt`, `parents_changed`, `children_changed` come from the outbox;
+  `ship`, `approve`, `reject`, `requeue`, `cancel`, `pause`, `resume` from people (Temporal's Web UI, the `temporal`
+  CLI). All signals go through one dynamic handler that takes raw values: what cannot be understood is recorded as
+  refused, never dropped and never able to wedge the workflow.
   update `act` carries the same actions from the API; its validator refuses what is not legal, which leaves no trace
   in the history.
   query `state` answers with the whole `JobState`.
@@ -24,6 +24,7 @@ import asyncio
 import builtins
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -91,6 +92,7 @@ with workflow.unsafe.imports_passed_through():
         ActReply,
         ActRequest,
         ChildrenReply,
+        HandedInSignal,
         HoldRequest,
         InterruptSignal,
         JobInput,
@@ -157,6 +159,8 @@ class JobWorkflow:
         self._writes = arg.life * RECORDS_PER_LIFE
         self._step: workflow.ActivityHandle[Any] | None = None
         self._stop_requested = False
+        self._handed_in = 0
+        """Newest epoch whose result the ledger has although no activity of ours told."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._commits: tuple[str, ...] = ()
         self._finished = False
@@ -204,7 +208,10 @@ class JobWorkflow:
     def on_signal(self, name: str, args: Sequence[RawValue]) -> None:
         """Take any signal: from the outbox, from Temporal's Web UI, or garbage."""
         try:
-            self._inbox.append(self._event_of(name, _plain(args)))
+            if name == "handed_in":
+                self._handed_in = max(self._handed_in, _as(HandedInSignal, _plain(args)).epoch)
+            else:
+                self._inbox.append(self._event_of(name, _plain(args)))
         except (ValueError, IllegalAction) as error:
             self._inbox.append(Refused(action=name[:200], message=str(error)[:1000], by="signal"))
 
@@ -396,7 +403,8 @@ class JobWorkflow:
             retry_policy=LEDGER_RETRY,
             summary="find a factory",
         )
-        self._inbox.append(Granted(grant=reply.grant) if reply.grant else Parked())
+        parked = Parked(until=reply.until, message=reply.message)
+        self._inbox.append(Granted(grant=reply.grant) if reply.grant else parked)
 
     # --- factory side ---------------------------------------------------------------------------------------------
 
@@ -432,18 +440,34 @@ class JobWorkflow:
         if isinstance(answer, str):
             self._broken(grant.epoch, "build", FailureKind.BAD_RESULT, answer)
         else:
-            self._inbox.append(Built(result=answer))
+            moves_on = answer.failure != FailureKind.RATE_LIMITED or workflow.patched("failover")
+            self._inbox.append(Built(result=answer, moves_on=moves_on))
 
     async def _build_broken(self, epoch: int, error: ActivityError) -> None:
-        """Find out from the ledger whether a lost attempt had delivered, before it counts as lost."""
+        """Find out from the ledger whether a lost attempt had delivered, or lives on, before it counts as lost."""
         failure, message = _failure_of(error)
-        if failure == FailureKind.LEASE_LOST and epoch == self._state.epoch and self._state.step == "build":
-            request = ReclaimRequest(job_id=self._input.job_id, epoch=epoch, reason=message)
+        while failure == FailureKind.LEASE_LOST and self._builds(epoch):
+            stopping = self._stop_requested
+            request = ReclaimRequest(job_id=self._input.job_id, epoch=epoch, reason=message, stop=stopping)
             reply = await self._ledger("reclaim", request, ReclaimReply, f"reclaim epoch {epoch}")
             if reply.accepted is not None:
                 self._inbox.append(Built(result=reply.accepted))
                 return
-        self._broken(epoch, "build", failure, message)
+            if reply.living_s is None:
+                break
+            await self._outlived(epoch, timedelta(seconds=reply.living_s), stopping=stopping)
+        self._broken(epoch, "build", failure, message, began=_began(error))
+
+    async def _outlived(self, epoch: int, living: timedelta, *, stopping: bool) -> None:
+        """Wait until there may be news of an attempt that lives on without its activity."""
+        with suppress(builtins.TimeoutError):
+            await workflow.wait_condition(
+                lambda: self._handed_in >= epoch or (self._stop_requested and not stopping) or not self._builds(epoch),
+                timeout=living,
+            )
+
+    def _builds(self, epoch: int) -> bool:
+        return self._state.step == "build" and self._state.epoch == epoch
 
     async def _judge(self, command: Judge) -> None:
         job = self._input
@@ -546,8 +570,9 @@ class JobWorkflow:
         reply = await self._ledger("place_step", request, PlaceReply, f"place {step}")
         return reply.factory or avoid
 
-    def _broken(self, epoch: int, step: Step, failure: FailureKind, message: str) -> None:
-        self._inbox.append(StepBroken(epoch=epoch, step=step, failure=failure, message=message[:2000]))
+    def _broken(self, epoch: int, step: Step, failure: FailureKind, message: str, *, began: bool = True) -> None:
+        broken = StepBroken(epoch=epoch, step=step, failure=failure, message=message[:2000], began=began)
+        self._inbox.append(broken)
 
 
 TIMEOUT_SENTENCES = {
@@ -572,6 +597,12 @@ def _failure_of(error: ActivityError) -> tuple[FailureKind, str]:
     if isinstance(cause, ApplicationError):
         return FAILURE_OF_TYPE.get(cause.type or "", FailureKind.CRASH), cause.message
     return FailureKind.CRASH, str(cause or error)
+
+
+def _began(error: ActivityError) -> bool:
+    """Return whether a factory had taken the step."""
+    cause = error.cause
+    return not (isinstance(cause, ActivityTimeout) and cause.type == TimeoutType.SCHEDULE_TO_START)
 
 
 def _through_no_fault(error: ActivityError) -> bool:

@@ -153,6 +153,44 @@ class Accepted(Document):
     accepted: bool = True
 
 
+class Confirmed(Document):
+    """Answer to an attempt that says it lives: its lease is kept, for as long as a lease lasts."""
+
+    stop: Literal["", "cancelled"] = ""
+    """Why it is to end all the same; empty: it may go on."""
+
+
+@router.post("/{job_id}/{epoch}/alive")
+async def confirm_attempt(parts: Parts, job_id: JobId, epoch: Epoch) -> Confirmed:
+    """Keep the lease of an attempt that Temporal cannot hear, or has given up; 409 `stale_epoch`: it has to stop."""
+    wanted_to_stop = await parts.ledger.confirm_lease(job_id, epoch, utc_now())
+    return Confirmed(stop="cancelled" if wanted_to_stop else "")
+
+
+class Quarantined(Document):
+    """Where the work lies that an attempt finished after it had lost its lease."""
+
+    ref: str = Field(max_length=200, pattern=r"^refs/gigafactory/quarantine/[^\s]+$")
+    sha: Sha
+    message: str = Field(default="", max_length=2000)
+    """How it ended."""
+
+
+@router.post("/{job_id}/{epoch}/quarantined")
+async def note_quarantined(parts: Parts, job_id: JobId, epoch: Epoch, kept: Quarantined) -> Accepted:
+    """Note what an attempt finished without a lease, so that it can be seen; nothing of it is ever applied.
+
+    A lease that it still has is given up with that. `accepted` is false when all that was known.
+    """
+    if await parts.ledger.mark_lost(job_id, epoch, "the attempt gave its lease up", "", now=utc_now()):
+        parts.dispatcher.wake()
+    noted = await parts.ledger.note_quarantined(
+        job_id, epoch, ref=kept.ref, sha=kept.sha, message=kept.message, now=utc_now()
+    )
+    parts.wakeups.notify(job_id)
+    return Accepted(accepted=noted)
+
+
 @router.post("/{job_id}/{epoch}/report")
 async def report_attempt(parts: Parts, job_id: JobId, epoch: Epoch, report: Report) -> Accepted:
     """Take in what an attempt tells. Sending the same report again changes nothing."""
@@ -168,13 +206,15 @@ async def take_report(parts: Backend, job_id: str, epoch: int, report: Report) -
     try:
         for file, entry in zip(report.files, files, strict=True):
             drafts.append(await asyncio.to_thread(Draft.of, FilePath(entry.location), file.body))
-        await parts.ledger.report(job_id, epoch, _told(report, files), utc_now())
+        ack = await parts.ledger.report(job_id, epoch, _told(report, files), utc_now())
         for draft in drafts:  # not before the ledger took it: a stale attempt must not change a file
             await asyncio.to_thread(draft.publish)
     finally:
         for draft in drafts:
             draft.discard()
     parts.wakeups.notify(job_id)
+    if ack.told:
+        parts.dispatcher.wake()
 
 
 def _told(report: Report, files: tuple[ArtifactFile, ...]) -> AttemptReport:

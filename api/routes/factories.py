@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 from api.auth import Caller, FactoryCaller, FleetCaller, requires
 from api.backend import Backend, Parts, utc_now
 from api.documents import Document, FactoryDocument, FactoryList, factory_document
+from core.absence import Absence
 from core.errors import Conflict, Forbidden, NotFound
 from core.roles import Permission
 from core.switch import SwitchState
@@ -115,6 +116,8 @@ class Heartbeat(Document):
     free_memory_gb: Gigabytes | None = None
     sentinel: str | None = Field(default=None, max_length=4096)
     """The sentinel file that stops the factory; empty: none is there."""
+    absences: tuple[Absence, ...] = Field(default=(), max_length=20)
+    """What the machine's clocks told since the last beat: it was suspended, stopped, or its time of day was set."""
     warm_repositories: tuple[str, ...] | None = Field(default=None, max_length=1000)
 
 
@@ -240,7 +243,7 @@ async def undrain_factory(parts: Parts, caller: FleetCaller, factory: Name) -> R
 
 @router.post("/{factory}/release")
 async def release_factory(parts: Parts, caller: FleetCaller, factory: Name) -> Registered:
-    """Let a quarantined factory take jobs again; what it spoilt before counts no more."""
+    """Let a quarantined factory take jobs again, and engines that rest there; what was before counts no more."""
     await parts.ledger.release_factory(factory, caller.name, utc_now())
     parts.dispatcher.wake()
     return Registered(name=factory, state=(await parts.ledger.factory(factory)).state)

@@ -21,7 +21,7 @@ from activities.ship import ShipActivities
 from activities.supervision import Supervisors
 from activities.workspace import Workspaces
 from core.attempt import BuildRequest, BuildResult, Grant, JudgeRequest, Resume, ShipRequest, ShipResult, Verdict
-from core.errors import StaleEpoch
+from core.errors import StaleEpoch, Unavailable
 from core.job import JobSpec, Repository, ShipMode
 from core.redactor import Redactor
 from core.settings import Settings
@@ -43,6 +43,11 @@ class NotedReports:
     starts: list[Mapping[str, Any]] = field(default_factory=list)
     flushes: int = 0
     stale: bool = False
+    kept: list[tuple[str, str]] = field(default_factory=list)
+    """What was finished in quarantine: ref and commit."""
+    confirmed: list[str] = field(default_factory=list)
+    """Answers to `confirm`; `away`: the API does not answer."""
+    confirm_with: Literal["", "cancelled", "stale", "away"] = "away"
 
     def started(self, **info: Any) -> None:
         self.starts.append(info)
@@ -60,6 +65,17 @@ class NotedReports:
         if self.stale:
             raise StaleEpoch("the lease is lost")
         self.delivered.append(result)
+
+    async def quarantined(self, ref: str, sha: str, message: str) -> None:
+        self.kept.append((ref, sha))
+
+    async def confirm(self) -> Literal["", "cancelled"]:
+        self.confirmed.append(self.confirm_with)
+        if self.confirm_with == "stale":
+            raise StaleEpoch("the lease is lost")
+        if self.confirm_with == "away":
+            raise Unavailable("the API does not answer")
+        return self.confirm_with
 
     async def flush(self, limit_s: float) -> None:
         self.flushes += 1

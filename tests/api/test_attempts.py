@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from api.backend import utc_now
 from core.attempt import BuildResult
 from tests.api.conftest import Api, Manifest
 
@@ -267,3 +268,48 @@ async def test_certificate_without_certainty_is_refused(api: Api, manifest: Mani
     answer = await api.factory.post(f"/fleet/attempts/{job_id}/1/death", json=certificate(job_id, group_dead=False))
     assert answer.status_code == 409
     assert (await api.ledger.job(job_id)).attempts[0].lease == "living"
+
+
+@pytest.mark.req("F6")
+async def test_attempt_that_says_it_lives_hears_whether_it_may_go_on(api: Api, manifest: Manifest) -> None:
+    """It may; it is wanted to stop; it has lost its lease; a stranger may not speak for it."""
+    job_id = await running(api, manifest)
+    path = f"/fleet/attempts/{job_id}/1/alive"
+    answer = await api.factory.post(path, json={})
+    assert (answer.status_code, answer.json()) == (200, {"stop": ""})
+    await api.ledger.request_stop(job_id, utc_now())
+    assert (await api.factory.post(path, json={})).json() == {"stop": "cancelled"}
+    await api.ledger.mark_lost(job_id, 1, "silent", "", utc_now())
+    answer = await api.factory.post(path, json={})
+    assert (answer.status_code, answer.json()["code"]) == (409, "stale_epoch")
+
+
+@pytest.mark.req("F6")
+async def test_result_of_an_adopted_attempt_wakes_who_delivers_signals(api: Api, manifest: Manifest) -> None:
+    """The workflow waits for it; nobody else would tell it before the next pass."""
+    job_id = await running(api, manifest)
+    await api.factory.post(f"/fleet/attempts/{job_id}/1/alive", json={})
+    assert await api.ledger.adopt(job_id, 1, utc_now()) is not None
+    wakes = api.dispatcher.wakes
+    body = report(result={"sha": SHA})
+    assert (await api.factory.post(f"/fleet/attempts/{job_id}/1/report", json=body)).status_code == 200
+    assert api.dispatcher.wakes == wakes + 1
+
+
+@pytest.mark.req("F5")
+async def test_work_that_was_finished_without_a_lease_is_shown_once_and_changes_nothing(
+    api: Api, manifest: Manifest
+) -> None:
+    """Its ref is in the job's events; the lease is given up with it, and no candidate comes of it."""
+    job_id = await running(api, manifest)
+    path, ref = f"/fleet/attempts/{job_id}/1/quarantined", f"refs/gigafactory/quarantine/{job_id}/1"
+    body = {"ref": ref, "sha": SHA, "message": "the engine ended without a lease (exited)"}
+    answers = [(await api.factory.post(path, json=body)).json() for _ in range(2)]
+    assert answers == [{"accepted": True}, {"accepted": False}]
+    events = (await api.user.get(f"/fleet/jobs/{job_id}/events")).json()["events"]
+    (kept,) = [event for event in events if event["type"] == "attempt.quarantined"]
+    assert (kept["data"]["ref"], kept["data"]["sha"], kept["epoch"]) == (ref, SHA, 1)
+    document = (await api.user.get(f"/fleet/jobs/{job_id}")).json()
+    assert (document["attempts"][0]["outcome"], document["candidate_sha"]) == ("lease_lost", "")
+    wrong = await api.factory.post(path, json=body | {"ref": "refs/heads/main"})
+    assert wrong.status_code == 422

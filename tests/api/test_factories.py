@@ -85,3 +85,21 @@ async def test_malformed_offer_is_refused(api: Api, change: dict[str, Any]) -> N
     answer = await api.factory.post("/fleet/factories", json=offer(**change))
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["path"].startswith(f"body.{next(iter(change))}")
+
+
+@pytest.mark.req("F4")
+async def test_absence_that_a_factory_tells_of_is_shown_and_audited(api: Api) -> None:
+    """The newest stays visible, also after further beats; the audit log has each."""
+    await api.factory.post("/fleet/factories", json=offer())
+    beat = "/fleet/factories/brisk-otter/heartbeat"
+    absences = [{"kind": "suspended", "by_s": 312.4}, {"kind": "clock_jumped", "by_s": -60.0}]
+    assert (await api.factory.post(beat, json={"instance": "a1", "absences": absences})).status_code == 200
+    assert (await api.factory.post(beat, json={"instance": "a1"})).status_code == 200
+    (listed,) = (await api.user.get("/fleet/factories")).json()["factories"]
+    said = "the machine was suspended for 312 s; its time of day jumped back by 60 s"
+    assert listed["status"]["absence"]["message"] == said
+    lines = (await api.user.get("/fleet/audit")).json()["lines"]
+    (line,) = [line for line in lines if line["type"] == "factory.absent"]
+    assert (line["subject"], line["message"], line["data"]["absences"]) == ("brisk-otter", said, absences)
+    wrong = {"instance": "a1", "absences": [{"kind": "bored", "by_s": 1}]}
+    assert (await api.factory.post(beat, json=wrong)).status_code == 422

@@ -185,7 +185,7 @@ async def measure(jobs: int, rounds: int, seats: int) -> tuple[dict[str, object]
 
 def main() -> int:
     """Measure and publish."""
-    options = parser("jobs", jobs=200, rounds=3, seats=3).parse_args()
+    options = parser("jobs", jobs=200, rounds=3, seats=8).parse_args()
     figures, details = asyncio.run(measure(options.jobs, options.rounds, options.seats))
     publish("jobs", figures, as_json=options.json, details=details)
     return 0

@@ -1,9 +1,9 @@
 """What the router costs: decisions per second, one pass after a seat became free, growth with classes.
 
 *Pure* but for the clock: no ledger. Times are those of the processor, so that others on the machine matter less; one
-core is used. A decision is a grant together with all that it rested on: what every
-factory answered, with all reasons, and how every open place would score. `written_per_s` also writes that down, as
-admission does to store it: one row for every open place, up to two thousand.
+core is used. A decision is a grant together with its complete explanation, written down as the ledger stores it: the
+row of the decision as JSON, and with the first one of a plan and of a class the grounds that it shares with the others,
+digest included. Some of what was written is read back, and has to give the same explanation byte for byte.
 """
 
 from __future__ import annotations
@@ -17,7 +17,21 @@ from decimal import Decimal
 from random import Random
 from typing import Any, NamedTuple
 
-from core.router import FactoryView, FleetSnapshot, ReadyJob, RouterCache, StationView, plan
+from core.router import (
+    ClassGrounds,
+    Decision,
+    Explanation,
+    FactoryView,
+    FleetGrounds,
+    FleetSnapshot,
+    Plan,
+    PlannedGrant,
+    ReadyJob,
+    RouterCache,
+    StationView,
+    explanation_of,
+    plan,
+)
 from core.router_pass import Pass
 from tests.bench.measuring import median, parser, percentile, publish, tell
 
@@ -25,6 +39,8 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 TOOLS = tuple(f"has:tool-{number}" for number in range(60))
 REPOSITORIES = tuple(f"https://git.example/{name}.git" for name in ("shop", "web", "docs", "api"))
 CAPABILITIES = 20
+CHECKED = 50
+"""Decisions of a plan that are read back from what was stored."""
 
 
 class Shape(NamedTuple):
@@ -101,32 +117,69 @@ def fleet(shape: Shape) -> FleetSnapshot:
     return FleetSnapshot(jobs=jobs(shape, dice), factories=factories(shape, dice), now=START)
 
 
-def decisions_ms(snapshot: FleetSnapshot, decisions: int, cache: RouterCache) -> list[float]:
-    """Let that many jobs be placed; return for each the milliseconds until it was.
+class _Timed(Pass):
+    """A walk that notes the milliseconds which each of its grants took."""
 
-    The first of its class, in each plan, also works out how all places score for it.
+    def run(self) -> Iterator[PlannedGrant]:
+        """Yield the grants."""
+        self.times_ms: list[float] = []
+        grants, began = super().run(), time.process_time()
+        for grant in grants:
+            self.times_ms.append((time.process_time() - began) * 1000)
+            yield grant
+            began = time.process_time()
+
+
+class Stored(NamedTuple):
+    """What a plan left behind, as the ledger keeps it."""
+
+    decisions: dict[str, str]
+    grounds: dict[str, str]
+
+    @property
+    def size(self) -> int:
+        """Return the characters of all of it."""
+        return sum(map(len, self.decisions.values())) + sum(map(len, self.grounds.values()))
+
+    def explanation(self, job_id: str) -> Explanation:
+        """Return the explanation of a decision, from nothing but what was stored."""
+        decision = Decision.model_validate_json(self.decisions[job_id])
+        fleet = FleetGrounds.model_validate_json(self.grounds[decision.fleet])
+        return explanation_of(decision, fleet, ClassGrounds.model_validate_json(self.grounds[decision.job_class]))
+
+
+def decide(snapshot: FleetSnapshot, decisions: int, cache: RouterCache) -> tuple[Plan, list[float], Stored]:
+    """Place that many jobs; return the milliseconds until each was decided and written down, and what was written.
+
+    The first decision of its class, in each plan, also works out how all places score for it, and writes that down.
     """
-    walk = Pass(snapshot, cache, decisions)
-    times: list[float] = []
-    began = time.process_time()
-    for _ in walk.run():
-        now = time.process_time()
-        times.append((now - began) * 1000)
-        began = now
-    return times
+    walk = _Timed(snapshot, cache, decisions)
+    decided, stored = Plan(walk), Stored({}, {})
+    times = []
+    for grant, walked_ms in zip(decided.grants, walk.times_ms, strict=True):
+        began = time.process_time()
+        _store(decided, grant, stored)
+        times.append(walked_ms + (time.process_time() - began) * 1000)
+    return decided, times, stored
 
 
-def written_per_s(snapshot: FleetSnapshot, decisions: int, cache: RouterCache) -> int:
-    """Return how many decisions per second are made and written down in full."""
+def _store(decided: Plan, grant: PlannedGrant, stored: Stored) -> None:
+    assert decided.reason(grant)
+    stored.decisions[grant.job_id] = decided.decision(grant.job_id).model_dump_json()
+    stored.grounds.update(decided.grounds([grant.job_id]))
+
+
+def waiting_per_s(snapshot: FleetSnapshot, cache: RouterCache) -> int:
+    """Return how many jobs that wait for a full fleet get their complete explanation in a second."""
+    decided = plan(_full(snapshot), cache)
     began = time.process_time()
-    decided = plan(snapshot, cache, limit=decisions)
-    for grant in decided.grants:
-        decided.explain(grant.job_id)
-    return round(len(decided.grants) / (time.process_time() - began))
+    for job_id in decided.waiting:
+        decided.explain(job_id)
+    return round(len(decided.waiting) / (time.process_time() - began))
 
 
 def passes_ms(shape: Shape, passes: int) -> Iterator[float]:
-    """Fill the whole fleet, free one seat at a time, and yield the milliseconds until its new job is explained."""
+    """Fill the whole fleet, free one seat at a time, and yield the milliseconds until its new job is written down."""
     dice = Random(2)  # noqa: S311 - as above
     snapshot, cache = _full(fleet(shape)), RouterCache()
     plan(snapshot, cache)
@@ -138,7 +191,7 @@ def passes_ms(shape: Shape, passes: int) -> Iterator[float]:
         began = time.process_time()
         decided = plan(now, cache)
         for grant in decided.grants:
-            decided.explain(grant.job_id)
+            _store(decided, grant, Stored({}, {}))
         turns = decided.turns_after({grant.job_id for grant in decided.grants})
         assert decided.overtaken is not None
         yield (time.process_time() - began) * 1000
@@ -157,13 +210,17 @@ def _with_a_free_seat(view: FactoryView) -> FactoryView:
 
 
 def rate(shape: Shape, decisions: int, rounds: int) -> dict[str, Any]:
-    """Return explained decisions per second and their 99th percentile, over rounds with a cache that is warm."""
+    """Return written decisions per second and their 99th percentile, over rounds with a cache that is warm."""
     snapshot, cache = fleet(shape), RouterCache()
     plan(snapshot, cache, limit=1)
     gc.collect()
     gc.freeze()
-    times = [one for _ in range(rounds) for one in decisions_ms(snapshot, decisions, cache)]
-    written = written_per_s(snapshot, decisions // 20, cache)
+    times = [one for _ in range(rounds - 1) for one in decide(snapshot, decisions, cache)[1]]
+    decided, last, stored = decide(snapshot, decisions, cache)
+    times += last
+    asked = list(stored.decisions)[:: max(1, len(stored.decisions) // CHECKED)]
+    same = all(stored.explanation(name).compact_json() == decided.explain(name).compact_json() for name in asked)
+    waiting = waiting_per_s(snapshot, cache)
     gc.unfreeze()
     return {
         **shape._asdict(),
@@ -171,7 +228,9 @@ def rate(shape: Shape, decisions: int, rounds: int) -> dict[str, Any]:
         "decisions_per_s": round(1000 * len(times) / sum(times)),
         "p99_ms": round(percentile(times, 0.99), 3),
         "max_ms": round(max(times), 3),
-        "written_per_s": written,
+        "stored_bytes_per_decision": stored.size // len(stored.decisions),
+        "shown_identical": same,
+        "waiting_explained_per_s": waiting,
     }
 
 
@@ -204,7 +263,9 @@ def main() -> int:
     figures = {
         "decisions_per_s": usual["decisions_per_s"],
         "p99_ms": usual["p99_ms"],
-        "written_per_s": usual["written_per_s"],
+        "stored_bytes_per_decision": usual["stored_bytes_per_decision"],
+        "shown_identical": all(row["shown_identical"] for row in grown),
+        "waiting_explained_per_s": usual["waiting_explained_per_s"],
         "pass_ms": round(median(passes), 2),
         "pass_p99_ms": round(percentile(passes, 0.99), 2),
         "distinct_decisions_per_s": distinct["decisions_per_s"],

@@ -63,11 +63,21 @@ class Field:
         status = json.loads(self.gf("status", "--json"))
         return {part["name"]: round(part["rss_bytes"] / 1024**2) for part in status["parts"]}
 
+    def pid_of(self, part: str) -> int:
+        """Return the process of a part, as the steward's record has it; 0 while it is not ready."""
+        parts = json.loads((self.home / "run" / "stack.json").read_text())["parts"]
+        return next((int(one["pid"]) for one in parts if one["name"] == part and one["state"] == "ready"), 0)
+
 
 @contextmanager
-def field(*, seats: int) -> Iterator[Field]:
-    """Run a stack with one factory of `seats` seats until the block ends, or until this process is killed."""
-    with guarded_home({"GIGAFACTORY_SEATS_PER_FACTORY": str(seats)}, up=True) as home:
+def field(*, seats: int, factories: int = 1, **settings: object) -> Iterator[Field]:
+    """Run a stack with factories of `seats` seats until the block ends, or until this process is killed.
+
+    `settings` are those of the product that are not to be the defaults.
+    """
+    given = {"seats_per_factory": seats} | settings
+    environ = {f"GIGAFACTORY_{name.upper()}": str(value) for name, value in given.items()}
+    with guarded_home(environ, factories=factories) as home:
         state = json.loads((home / "run" / "stack.json").read_text())
         token = (home / "token").read_text().strip()
         yield Field(home.parent, home, state["urls"]["api"], token, state["urls"]["temporal"])
@@ -77,12 +87,14 @@ GUARD = """trap "" PIPE; {up} && echo ready || echo failed; read -r _
 "$@" down >/dev/null 2>&1; [ -e "$0/keep" ] || rm -rf "$0"
 """
 """A shell script that cleans up when its standard input ends, as it does when the benchmark ends in whatever way."""
-UP = '"$@" up --detach --factories 1 >&2 </dev/null'
+UP = '"$@" up --detach --factories {factories} >&2 </dev/null'
 
 
 @contextmanager
-def guarded_home(settings: dict[str, str], *, up: bool = False, keep: Sequence[object] = ()) -> Iterator[Path]:
-    """Yield a new home, with a stack of one factory or none; both are gone when the block ends or this process does.
+def guarded_home(
+    settings: dict[str, str], *, factories: int | None = None, keep: Sequence[object] = ()
+) -> Iterator[Path]:
+    """Yield a new home, with a stack or (None) without; both are gone when the block ends or this process does.
 
     The home stays when something is in `keep` by then: what was found there has to be looked at.
 
@@ -96,8 +108,9 @@ def guarded_home(settings: dict[str, str], *, up: bool = False, keep: Sequence[o
     folder = Path(tempfile.mkdtemp(prefix="gf-bench-"))
     home = folder / "home"
     home.mkdir()
+    up = "true" if factories is None else UP.format(factories=factories)
     guard = subprocess.Popen(
-        ["sh", "-c", GUARD.format(up=UP if up else "true"), str(folder), *GF],
+        ["sh", "-c", GUARD.format(up=up), str(folder), *GF],
         env={**os.environ, **settings, "GIGAFACTORY_HOME": str(home), "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

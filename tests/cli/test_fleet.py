@@ -213,6 +213,17 @@ def test_home_of_a_stack_is_not_enrolled(gf: Gf, api: ApiProcess) -> None:
     assert status_of(api, secret) == 403  # good, and for nothing but an enrolment
 
 
+@pytest.mark.req("F4")
+def test_factory_that_was_away_says_so(gf: Gf, api: ApiProcess) -> None:
+    """A suspended machine is named in plain words, with when it was noticed."""
+    name = f"f-{uuid.uuid4().hex[:6]}"
+    body = {"name": name, "instance": "a1", "host": "box", "pid": 1, "stations": []}
+    api.call("POST", "/fleet/factories", token=api.of_factory(name), json=body)
+    beat = {"instance": "a1", "absences": [{"kind": "suspended", "by_s": 312.4}]}
+    api.call("POST", f"/fleet/factories/{name}/heartbeat", token=api.of_factory(name), json=beat)
+    assert f"{name}: the machine was suspended for 312 s (noticed " in gf("factories").stderr
+
+
 @pytest.mark.req("F3", "H4")
 def test_retired_factory_is_gone(gf: Gf, api: ApiProcess) -> None:
     """An idle factory goes at once with its token; an unknown one is exit code 2."""

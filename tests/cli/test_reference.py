@@ -76,7 +76,19 @@ def test_every_command_of_the_contract_is_there() -> None:
     promised = "up down status run submit jobs job logs events why explain ship approve reject requeue cancel pause"
     fleet = {"enroll", "enroll-token", "retire", "attest", "audit"}
     tokens = {"token create", "token list", "token rotate", "token revoke"}
-    others = {"dag", "unblock", "why-not", "resume", "recover", "factories", "doctor", "bench", "test", "version"}
+    others = {
+        "dag",
+        "unblock",
+        "why-not",
+        "resume",
+        "recover",
+        "factories",
+        "doctor",
+        "demo",
+        "bench",
+        "test",
+        "version",
+    }
     stopping = {"halt", "unhalt", "halts", "limits", "limit", "drain", "undrain", "release"}
     assert {*promised.split(), *others, *fleet, *stopping, *tokens} == set(COMMANDS)
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from core.capability import read_requirement, unmet
 from core.engine_classes import ENGINE_CLASSES
-from core.job import Priority
+from core.job import Cooldown, Priority
 from core.router import (
     Change,
     FactoryView,
@@ -42,6 +42,7 @@ NEEDS = (
 )
 CLAIMS = ("network:lab", "network:vpn")
 """Sensitive facts that a factory may claim without anybody having attested them."""
+COOLDOWNS = tuple(Cooldown(until=NOW + timedelta(minutes=m), reason="rate_limited: come back") for m in (5, 60))
 COMPLETE = ("os:linux", "node=20.1", "has:docker", "gpu", "mem_gb=32")
 ENGINES = ("claude", "codex", "shell")
 NAMES = ("f-1", "f-2", "f-3", "f-4")
@@ -96,6 +97,12 @@ def any_station(dice: Dice, engine: str) -> StationView:
     busy = dice.mostly(0, dice.randint(0, seats + 1), percent=60)
     usable = dice.mostly(True, False, percent=80)
     return StationView(engine=engine, seats=seats, busy=busy, usable=usable, version=dice.choice(("", "1.2.3")))
+
+
+def some_resting(dice: Dice, factory: FactoryView) -> FactoryView:
+    """Return the factory with a few of its engines resting."""
+    stations = (changed(at, cooldown=dice.mostly(None, *COOLDOWNS, percent=96)) for at in factory.stations)
+    return changed(factory, stations=tuple(stations))
 
 
 def any_job(dice: Dice, job_id: str) -> ReadyJob:
@@ -160,7 +167,7 @@ def any_fleet(seed: int, most_jobs: int = len(JOBS)) -> FleetSnapshot:
     """Return a fleet."""
     dice = Dice(seed)
     size = dice.mostly(dice.randint(2, 4), 0, 1, percent=85)
-    return FleetSnapshot(
+    fleet = FleetSnapshot(
         jobs=tuple(any_job(dice, job_id) for job_id in dice.sample(JOBS, dice.randint(1, most_jobs))),
         factories=tuple(any_factory(dice, name) for name in dice.sample(NAMES, size)),
         locks=tuple(any_lock(dice) for _ in range(dice.mostly(0, 1, 2, 3, percent=40))),
@@ -173,6 +180,7 @@ def any_fleet(seed: int, most_jobs: int = len(JOBS)) -> FleetSnapshot:
         now=NOW,
         seed=dice.randint(0, 3),
     )
+    return changed(fleet, factories=tuple(some_resting(dice, factory) for factory in fleet.factories))
 
 
 def any_crowd(seed: int) -> FleetSnapshot:
@@ -230,6 +238,7 @@ def expected_codes(job: ReadyJob, factory: FactoryView, closed: Iterable[str] = 
     counts["not_attested"] += unmet_needs[True]
     counts["no_seats"] += (factory.seats == 0) + sum(station.seats == 0 for station in wanted)
     counts["engine_unusable"] += sum(not station.usable for station in wanted)
+    counts["cooldown"] += sum(station.cooldown is not None for station in wanted)
     counts["engine_limit"] += sum(station.engine in closed for station in wanted)
     counts["station_full"] += sum(0 < station.seats <= station.busy for station in wanted)
     return +counts
@@ -325,7 +334,7 @@ def after(snapshot: FleetSnapshot, grants: Iterable[PlannedGrant]) -> FleetSnaps
 
 def idle(factory: FactoryView) -> FactoryView:
     """Return the factory online, repaired, attested, roomy and without work."""
-    repaired = tuple(changed(station, busy=0, usable=True) for station in factory.stations)
+    repaired = tuple(changed(station, busy=0, usable=True, cooldown=None) for station in factory.stations)
     vouched = attested(factory, factory.unattested)
     return changed(vouched, state="online", busy=0, free_disk_gb=None, free_memory_gb=None, stations=repaired)
 
@@ -404,6 +413,10 @@ def with_fewer_jobs_of(fleet: FleetSnapshot, engine: str) -> FleetSnapshot:
     return changed(fleet, limits=changed(fleet.limits, engines=fleet.limits.engines | {engine: running + 1}))
 
 
+_MENDED: dict[str, dict[str, Any]] = {"repair_engine": {"usable": True}, "wait_cooldown": {"cooldown": None}}
+"""What becomes of a station."""
+
+
 def mend(factory: FactoryView, step: Step) -> FactoryView:
     """Return the factory after a step that is about it."""
     if step.kind == "attest":
@@ -412,8 +425,8 @@ def mend(factory: FactoryView, step: Step) -> FactoryView:
         return with_free_seat(factory, step.engine)
     if step.kind == "add_engine":
         return changed(factory, stations=(*factory.stations, StationView(engine=step.engine)))
-    if step.kind == "repair_engine":
-        return with_station(factory, step.engine, usable=True)
+    if step.kind in _MENDED:
+        return with_station(factory, step.engine, **_MENDED[step.kind])
     if step.kind == "add_seats" and step.engine:
         return with_station(factory, step.engine, seats=1 + busy_at(factory, step.engine))
     members: dict[str, dict[str, object]] = {

@@ -265,13 +265,120 @@ def test_verify_failure_is_retried_with_its_log() -> None:
     assert last_record(commands).attempt_outcome == FailureKind.VERIFY_FAILED
 
 
-def test_usage_limit_sleeps_until_the_reset_and_counts_nothing() -> None:
-    """A provider's limit puts the job to sleep until it says; no retry is used up."""
+def limited(until: datetime | None = None, epoch: int = 1) -> Built:
+    """Return the end of an attempt at a provider's limit."""
+    return failed(FailureKind.RATE_LIMITED, epoch, until)
+
+
+@pytest.mark.req("L5", "F6")
+@pytest.mark.parametrize("kind", [FailureKind.RATE_LIMITED, FailureKind.ENGINE_UNAVAILABLE])
+def test_end_because_of_the_place_moves_on_at_once_and_counts_nothing(kind: FailureKind) -> None:
+    """A limit or a broken engine closes the place until the time that was told; the job asks for another one."""
     until = NOW + timedelta(hours=3)
-    state, _ = play(fresh(), Started(grant=grant()), failed(FailureKind.RATE_LIMITED, retry_at=until))
-    assert (state.stage, state.wake_at, state.failures) == (Stage.QUEUED, until, 0)
+    state, commands = play(fresh(), Started(grant=grant()), failed(kind, retry_at=until))
+    assert (state.stage, state.failures, state.reclaims, state.conditions) == (Stage.QUEUED, 0, 0, ())
+    assert isinstance(commands[-1], Route)
+    record = last_record(commands)
+    assert record.cooldown is not None
+    assert (record.cooldown.until, record.cooldown.reason) == (until, f"{kind}: broken")
+    assert record.entries[-1].data["cooldown_until"] == until.isoformat()
+    assert not record.exclude_factory
+
+
+@pytest.mark.req("L5")
+def test_job_rests_when_all_its_engines_do_and_wakes_by_itself() -> None:
+    """The time is shown and is a timer; then the job asks again."""
+    until = NOW + timedelta(hours=3)
+    state, commands = play(
+        fresh(), Started(grant=grant()), limited(until), Parked(until=until, message="claude on f1 until noon")
+    )
+    condition = state.blocked("cooldown")
+    assert condition is not None
+    assert (condition.until, condition.message, state.wake_at) == (until, "claude on f1 until noon", until)
+    assert last_record(commands).conditions == (condition,)
+    assert not any(isinstance(command, Hold) for command in commands), "any other place may take it meanwhile"
     assert play(state, Tick(), now=until - timedelta(seconds=1))[1] == []
+    awake, commands = play(state, Tick(), now=until)
+    assert isinstance(commands[-1], Route)
+    assert last_record(commands).conditions == awake.conditions == ()
+
+
+@pytest.mark.req("L5", "F6")
+def test_resting_job_takes_a_place_that_comes_early() -> None:
+    """Another factory or a freed engine hands over a grant before the reset, and the sign is taken away."""
+    until = NOW + timedelta(hours=3)
+    resting, _ = play(fresh(), Started(grant=grant()), limited(until), Parked(until=until, message="rests"))
+    state, commands = play(resting, Granted(grant=grant(2, "f2")))
+    assert (state.stage, state.conditions, state.wake_at) == (Stage.BUILDING, (), None)
+    assert last_record(commands).conditions == ()
+    assert isinstance(commands[-1], Build)
+
+
+@pytest.mark.req("L5")
+def test_operator_wakes_a_resting_job_and_ends_the_cooldowns() -> None:
+    """Requeue is the word that the engines work again; a pause and a resume only ask again."""
+    until = NOW + timedelta(hours=3)
+    resting, _ = play(fresh(), Started(grant=grant()), limited(until), Parked(until=until, message="rests"))
+    assert refusal(resting, act("requeue")) is None
+    state, commands = play(resting, act("requeue"))
+    assert last_record(commands).end_cooldowns
+    assert (state.conditions, isinstance(commands[-1], Route)) == ((), True)
+    state, commands = play(resting, act("pause"), act("resume"))
+    assert (state.conditions, isinstance(commands[-1], Route)) == ((), True)
+    assert not any(command.record.end_cooldowns for command in commands if isinstance(command, Write))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [None, NOW, NOW - timedelta(hours=1), NOW + timedelta(days=36), datetime.max.replace(tzinfo=UTC)],
+    ids=["nothing", "now", "the past", "too late", "never"],
+)
+def test_limit_without_a_time_to_come_gets_a_default(told: datetime | None) -> None:
+    """A provider that does not say when, or says what cannot be, is left alone for a quarter of an hour."""
+    _, commands = play(fresh(), Started(grant=grant()), limited(told))
+    cooldown = last_record(commands).cooldown
+    assert cooldown is not None
+    assert cooldown.until == NOW + timedelta(minutes=15)
+
+
+def test_limit_again_and_again_is_asked_ever_less_often() -> None:
+    """Each move in a row doubles the shortest cooldown, an hour at the most; an attempt of its own ends the row."""
+    state, _ = play(fresh(retry=RetrySpec(max=9)), Started(grant=grant()))
+    waits = []
+    for epoch in range(1, 25):
+        state, commands = play(state, limited(NOW + timedelta(milliseconds=1), epoch))
+        cooldown = last_record(commands).cooldown
+        assert cooldown is not None
+        waits.append((cooldown.until - NOW).total_seconds())
+        state, _ = play(state, Granted(grant=grant(epoch + 1)))
+    assert waits[:4] == [1, 2, 4, 8]
+    assert waits[-1] == 3600
+    state, _ = play(state, failed(FailureKind.CRASH, 25))
+    assert state.moves == 0
+
+
+def test_limit_of_a_workflow_from_before_failover_holds_the_job() -> None:
+    """Such a job goes on as its history says: it sleeps until the reset, wherever else it could run."""
+    until = NOW + timedelta(hours=3)
+    old = limited(until).model_copy(update={"moves_on": False})
+    state, commands = play(fresh(), Started(grant=grant()), old)
+    assert (state.stage, state.wake_at, state.failures) == (Stage.QUEUED, until, 0)
+    assert [type(command) for command in commands[-2:]] == [Hold, Write]
+    assert last_record(commands).cooldown is None
     assert isinstance(play(state, Tick(), now=until)[1][-1], Route)
+
+
+@pytest.mark.req("E4")
+def test_session_stays_with_the_engine_that_it_is_of() -> None:
+    """An attempt without a session leaves the last one known, under its own engine's name."""
+    first = limited(NOW + timedelta(hours=1))
+    first = first.model_copy(update={"result": first.result.model_copy(update={"session_id": "s-1"})})
+    other = grant(2).model_copy(update={"engine": "codex"})
+    state, _ = play(fresh(), Started(grant=grant()), first)
+    assert (state.resume.session_id, state.resume.engine) == ("s-1", "shell")
+    state, _ = play(state, Granted(grant=other), failed(FailureKind.ENGINE_UNAVAILABLE, 2))
+    assert (state.resume.session_id, state.resume.engine) == ("s-1", "shell")
+    assert "engine_unavailable" in state.resume.failure
 
 
 def test_lost_lease_is_routed_again_at_once_and_bounded() -> None:
@@ -284,8 +391,34 @@ def test_lost_lease_is_routed_again_at_once_and_bounded() -> None:
         assert isinstance(commands[-1], Route)
         assert last_record(commands).exclude_factory
         state, _ = play(state, Granted(grant=grant(epoch + 1)))
-    state, _ = play(state, LeaseLost(epoch=6))
+    state, commands = play(state, LeaseLost(epoch=6, reason="agent died"))
     assert state.stage == Stage.DEAD_LETTER
+    (letter,) = [entry for entry in last_record(commands).entries if entry.type == "job.dead_letter"]
+    where = "f1/shell: lease_lost: agent died"
+    assert letter.data["history"] == [f"epoch {epoch} on {where}" for epoch in range(1, 7)]
+    assert letter.data["checkpoint"] == "refs/gigafactory/wip/j-1/6"
+
+
+def test_attempts_that_no_factory_took_do_not_make_a_job_poison() -> None:
+    """A factory that was gone before it heard of the job was not killed by it."""
+    state, _ = play(fresh(), Started(grant=grant(1)))
+    for epoch in range(1, 21):
+        untaken = StepBroken(
+            epoch=epoch, step="build", failure=FailureKind.LEASE_LOST, message="not taken", began=False
+        )
+        state, commands = play(state, untaken)
+        assert isinstance(commands[-1], Route)
+        state, _ = play(state, Granted(grant=grant(epoch + 1)))
+    assert state.reclaims == 0
+
+
+def test_interruptions_between_losses_do_not_make_a_job_poison() -> None:
+    """What an operator or a drain ended says nothing about the job."""
+    state, _ = play(fresh(), Started(grant=grant(1)))
+    for epoch in range(1, 12):
+        ended = LeaseLost(epoch=epoch) if epoch % 2 else failed(FailureKind.INTERRUPTED, epoch)
+        state, _ = play(state, ended, Granted(grant=grant(epoch + 1)))
+    assert (state.stage, state.reclaims) == (Stage.DEAD_LETTER, 5)
 
 
 def test_child_jobs_hold_the_ship_gate_until_they_are_done() -> None:
@@ -475,7 +608,7 @@ epochs = st.integers(min_value=0, max_value=4)
 kinds = st.sampled_from(list(FailureKind))
 events = st.one_of(
     st.builds(Granted, grant=st.builds(grant, epochs)),
-    st.just(Parked()),
+    st.builds(Parked, until=st.sampled_from([None, NOW, NOW + timedelta(hours=1)])),
     st.builds(built, epochs),
     st.builds(failed, kinds, epochs),
     st.builds(judged, st.sampled_from(["passed", "failed", "none"]), epochs, st.sampled_from([(), ("x",)])),

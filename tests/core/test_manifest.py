@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import InvalidManifest
-from core.job import RETRYABLE_BY_MANIFEST, FailureKind, Priority, ShipMode
+from core.job import RETRYABLE_BY_MANIFEST, FailureKind, LeaseLoss, Priority, ShipMode
 from core.manifest import (
     Budget,
     DependsOn,
@@ -102,11 +102,13 @@ FIELDS: list[tuple[str, str, object, list[tuple[str, object]]]] = [
         ("review-policy: reviewers:[@ann, bob]", Reviewers(reviewers=("@ann", "bob"))),
         ("review-policy: {reviewers: [ann]}", Reviewers(reviewers=("ann",))),
     ]),
+    ("on-lease-loss", "on_lease_loss", LeaseLoss.STOP, [(f"on-lease-loss: {word}", word) for word in LeaseLoss]),
     ("ship", "ship", ShipMode.BRANCH, [(f"ship: {mode}", mode) for mode in ShipMode]),
     ("allowed-scope", "allowed_scope", None, [
         ('allowed-scope: ["src/**", "!src/x"]', ("src/**", "!src/x")),
         ("allowed-scope: src", ("src",)),
     ]),
+    ("shares-scope", "shares_scope", False, [("shares-scope: true", True), ("shares-scope: no", False)]),
     ("artifacts", "artifacts", None, [("artifacts: [coverage, 'shots/*.png']", ("coverage", "shots/*.png"))]),
     ("deps", "deps", (), [
         ("deps: j-1", (DependsOn(job="j-1"),)),

@@ -67,7 +67,8 @@ def test_every_value_of_the_job_arrives_in_its_snapshot() -> None:
         "title: T\nengine: codex\nmodel: m\nallowed-tools: [Read]\nproduct: shop\ncapabilities: gpu\n"
         "prefers: factory:a\npriority: high\nyolo: true\nlock: l\ntimeout: 45m\nverify: make\n"
         "retry: {max: 2, backoff: 0.5s, on: [timeout]}\n"
-        "review-policy: auto\nallowed-scope: src/\nartifacts: coverage\ndeps: [{job: j-1, until: testing}]\n"
+        "review-policy: auto\nallowed-scope: src/\nshares-scope: true\nartifacts: coverage\n"
+        "deps: [{job: j-1, until: testing}]\n"
         "idempotency-key: k\nbudget: {usd: 5, tokens: 2M, wall: 4h}\ntracker-item: X-1\nprofile: solo\nship: base"
     )
     spec = build_spec(resolution, REPOSITORY)
@@ -77,7 +78,7 @@ def test_every_value_of_the_job_arrives_in_its_snapshot() -> None:
     assert (spec.yolo, spec.lock, spec.timeout_s) == (True, "l", 2700)
     assert spec.retry == RetrySpec(max=2, backoff_s=0.5, on=(FailureKind.TIMEOUT,))
     assert (spec.verify, spec.review_policy, spec.ship) == (("make",), "auto", ShipMode.BASE)
-    assert (spec.allowed_scope, spec.artifacts) == (("src/",), ("coverage",))
+    assert (spec.allowed_scope, spec.shares_scope, spec.artifacts) == (("src/",), True, ("coverage",))
     assert [(dep.job_id, dep.until) for dep in spec.deps] == [("j-1", "testing")]
     assert (spec.idempotency_key, spec.tracker_item) == ("k", "X-1")
     assert (resolution.idempotency_key, resolution.dependencies) == ("k", spec.deps)
@@ -328,7 +329,8 @@ def test_provenance_shows_every_field_of_the_manifest_once() -> None:
     assert set(names) == {
         "title", "profile", "product", "repo", "base", "engine", "engine-class", "engine-preference", "model",
         "allowed-tools", "capabilities", "prefers", "priority", "lock", "yolo", "timeout", "retry", "budget", "verify",
-        "review-policy", "allowed-scope", "ship", "artifacts", "deps", "idempotency-key", "tracker-item",
+        "on-lease-loss", "review-policy", "allowed-scope", "shares-scope", "ship", "artifacts", "deps",
+        "idempotency-key", "tracker-item",
     }  # fmt: skip
 
 

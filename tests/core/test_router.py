@@ -310,8 +310,9 @@ def test_score_without_any_weight_is_plainly_zero() -> None:
 
 def test_plan_grant_reason_is_one_line_for_people() -> None:
     """The ledger stores it with the grant."""
-    (only,) = plan(fleet([job("j-1")], [factory("f-1")])).grants
-    (best,) = plan(fleet([job("j-1")], [factory("f-1"), factory("f-2", busy=1), factory("f-3", 2)])).grants
+    alone = plan(fleet([job("j-1")], [factory("f-1")]))
+    chosen = plan(fleet([job("j-1")], [factory("f-1"), factory("f-2", busy=1), factory("f-3", 2)]))
+    (only,), (best,) = alone.grants, chosen.grants
 
-    assert only.reason.startswith("shell on f-1: the only place that can take it now, score 1")
-    assert best.reason.startswith(f"shell on {best.factory}: best of 2 places, score 1")
+    assert alone.reason(only).startswith("shell on f-1: the only place that can take it now, score 1")
+    assert chosen.reason(best).startswith(f"shell on {best.factory}: best of 2 places, score 1")

@@ -5,6 +5,7 @@ The judges (`random_fleets`) are written anew from the rules.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -21,13 +22,17 @@ from hypothesis import strategies as st
 from core.job import Priority
 from core.router import (
     Change,
+    ClassGrounds,
+    Decision,
     Explanation,
+    FleetGrounds,
     FleetSnapshot,
     Limits,
     PlannedGrant,
     ReadyJob,
     RouterCache,
     Turns,
+    explanation_of,
     plan,
 )
 from core.router_shares import SCALE
@@ -402,6 +407,27 @@ def test_explain_granted_job_was_the_best_of_its_score_table(snapshot: FleetSnap
         for option in explanation.options:
             parts = zip(option.values, explanation.weights.values(), strict=True)
             assert option.total == sum(value * weight for value, weight in parts)
+
+
+@pytest.mark.req("R5", "R9")
+@FLEETS
+@given(snapshots())
+def test_decision_with_its_stored_grounds_gives_the_same_explanation(snapshot: FleetSnapshot) -> None:
+    """What is stored of a grant is enough to show its explanation later, byte for byte, without fleet or router."""
+    decided = plan(snapshot)
+    grounds = decided.grounds(grant.job_id for grant in decided.grants)
+    stored = {grant.job_id: decided.decision(grant.job_id).model_dump_json() for grant in decided.grants}
+    assert all(hashlib.sha256(text.encode()).hexdigest() == digest for digest, text in grounds.items())
+
+    for grant in decided.grants:
+        decision = Decision.model_validate_json(stored[grant.job_id])
+        fleet = FleetGrounds.model_validate_json(grounds[decision.fleet])
+        job_class = ClassGrounds.model_validate_json(grounds[decision.job_class])
+        again, told = explanation_of(decision, fleet, job_class), decided.explain(grant.job_id)
+        assert again.compact_json() == told.compact_json()
+        assert again.render() == told.render()
+        places = len(told.options)
+        assert (f"best of {places} places" if places > 1 else "the only place") in decided.reason(grant)
 
 
 @pytest.mark.req("R3", "R5")

@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -267,8 +267,15 @@ class Stack:
 
 
 @contextmanager
-def running_stack(home: Path, *, factories: int = 2, topology: str = TOPOLOGY, **settings: object) -> Iterator[Stack]:
-    """Run a stack until the block ends; then nothing of it is left."""
+def running_stack(
+    home: Path,
+    *,
+    factories: int = 2,
+    topology: str = TOPOLOGY,
+    environ: Mapping[str, str] | None = None,
+    **settings: object,
+) -> Iterator[Stack]:
+    """Run a stack until the block ends; then nothing of it is left. `environ` is what its processes find besides."""
     home.mkdir(parents=True, exist_ok=True)
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "GIGAFACTORY_CACHE") if name in os.environ}
     fast = {"lease_ttl_s": LEASE_S, "beat_s": BEAT_S, "factory_beat_s": BEAT_S, "checkpoint_s": 0.3, "reconcile_s": 1}
@@ -277,6 +284,7 @@ def running_stack(home: Path, *, factories: int = 2, topology: str = TOPOLOGY, *
         "PYTHONPATH": str(ROOT),
         "GIGAFACTORY_HOME": str(home),
         **{f"GIGAFACTORY_{name.upper()}": str(value) for name, value in (fast | settings).items()},
+        **(environ or {}),
     }
     make = production_launcher if topology == "production" else embedded_launcher
     with make(home, factories) as launcher:

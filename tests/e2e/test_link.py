@@ -21,8 +21,14 @@ FAMILY = "echo work > work.txt; setsid sh -c 'sleep 987656' & sh -c 'sleep 98765
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Return a stack whose beats are too far apart to tell anybody anything."""
-    beats: dict[str, object] = {"beat_s": LONG_BEAT_S, "lease_ttl_s": 4 * LONG_BEAT_S, "factory_beat_s": LONG_BEAT_S}
-    with running_stack(tmp_path_factory.mktemp("link") / "home", factories=1, topology=TOPOLOGY, **beats) as running:
+    with running_stack(
+        tmp_path_factory.mktemp("link") / "home",
+        factories=1,
+        topology=TOPOLOGY,
+        beat_s=LONG_BEAT_S,
+        lease_ttl_s=4 * LONG_BEAT_S,
+        factory_beat_s=LONG_BEAT_S,
+    ) as running:
         yield running
 
 

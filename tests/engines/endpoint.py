@@ -139,6 +139,12 @@ class ScriptedEndpoint:
         with self._lock:
             self._script.extend(script)
 
+    def begin(self, script: Script) -> None:
+        """Give these answers from now on, instead of those that are left, and forget the calls so far."""
+        with self._lock:
+            self._script = list(script)
+            self.calls = []
+
     def next_answer(self, seen: Seen) -> Answer | Failure:
         """Record a model call and take its answer from the script."""
         with self._lock:

@@ -118,11 +118,11 @@ def test_long_prompt_that_looks_like_a_command_arrives_whole(cli_place: Place) -
     assert endpoint.calls[0].transcript().count("word ") >= 199_999
 
 
-def test_wrong_key_is_an_engine_error_with_a_hint(cli_place: Place) -> None:
+def test_wrong_key_makes_the_engine_unavailable_with_a_hint(cli_place: Place) -> None:
     """A refused key ends the run, names the status, and says what to do."""
     with ScriptedEndpoint([Failure(401, "authentication_error", "invalid x-api-key")], repeat_last=True) as endpoint:
         ran = run_against(endpoint, cli_place.run("Hello."), "api-error")
-    assert (ran.outcome.ok, ran.outcome.failure) == (False, FailureKind.ENGINE_ERROR)
+    assert (ran.outcome.ok, ran.outcome.failure) == (False, FailureKind.ENGINE_UNAVAILABLE)
     assert "ANTHROPIC_API_KEY" in ran.outcome.message
     assert any("401" in text for text in ran.texts("notice"))
     assert (ran.outcome.usage.total_tokens, ran.outcome.usage.cost_usd) == (0, Decimal(0))
@@ -171,11 +171,11 @@ def test_key_limit_has_no_reset(cli_place: Place) -> None:
 
 
 def test_credit_that_is_used_up_is_no_rate_limit(cli_place: Place) -> None:
-    """Waiting does not bring money back: such a job must not sleep."""
+    """Waiting does not bring money back: no reset is made up, and the job goes on elsewhere."""
     failure = Failure(400, "invalid_request_error", "Your credit balance is too low to access the Anthropic API.")
     with ScriptedEndpoint([failure], repeat_last=True) as endpoint:
         ran = run_against(endpoint, cli_place.run("Hello."), "no-credit")
-    assert ran.outcome.failure == FailureKind.ENGINE_ERROR
+    assert ran.outcome.failure == FailureKind.ENGINE_UNAVAILABLE
     assert "no credit left" in ran.outcome.message
 
 

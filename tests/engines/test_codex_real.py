@@ -128,11 +128,11 @@ def test_long_prompt_that_looks_like_an_option_arrives_whole(cli_place: Place) -
     assert endpoint.calls[0].transcript().count("word ") >= 199_999
 
 
-def test_wrong_key_is_an_engine_error(cli_place: Place) -> None:
+def test_wrong_key_makes_the_engine_unavailable(cli_place: Place) -> None:
     """A refused key ends the run and names the status."""
     with ScriptedEndpoint([Failure(401, "invalid_api_key", "Incorrect API key provided")]) as endpoint:
         ran = run_against(endpoint, cli_place.run("Hello."), "api-error")
-    assert (ran.outcome.ok, ran.outcome.failure) == (False, FailureKind.ENGINE_ERROR)
+    assert (ran.outcome.ok, ran.outcome.failure) == (False, FailureKind.ENGINE_UNAVAILABLE)
     assert "401" in ran.outcome.message
     assert ran.outcome.usage.cost_usd is None
 
@@ -172,11 +172,11 @@ def test_rate_limit_has_no_reset(cli_place: Place) -> None:
 
 
 def test_quota_that_is_used_up_is_no_rate_limit(cli_place: Place) -> None:
-    """Waiting does not bring money back: such a job must not sleep."""
+    """Waiting does not bring money back: no reset is made up, and the job goes on elsewhere."""
     failure = Failure(429, "insufficient_quota", "You exceeded your current quota")
     with ScriptedEndpoint([failure], repeat_last=True) as endpoint:
         ran = run_against(endpoint, cli_place.run("Hello."), "no-quota")
-    assert ran.outcome.failure == FailureKind.ENGINE_ERROR
+    assert ran.outcome.failure == FailureKind.ENGINE_UNAVAILABLE
 
 
 def test_connection_cut_in_mid_answer_is_an_engine_error(cli_place: Place) -> None:

@@ -201,7 +201,7 @@ def test_plain_text_engine_has_unknown_consumption(place: Place) -> None:
 FAILURES = [
     {"pattern": "quota", "kind": "rate_limited", "reset": r"until (\S+)"},
     {"pattern": "too fast", "kind": "rate_limited"},
-    {"pattern": "no key", "kind": "engine_error"},
+    {"pattern": "no key", "kind": "engine_unavailable"},
 ]
 
 
@@ -216,8 +216,9 @@ FAILURES = [
         ("quota is used until 90s passed", 1, FailureKind.RATE_LIMITED, NOW + timedelta(seconds=90)),
         ("quota is used", 1, FailureKind.RATE_LIMITED, None),
         ("too fast, try again in 2 minutes", 1, FailureKind.RATE_LIMITED, NOW + timedelta(minutes=2)),
-        ("no key", 1, FailureKind.ENGINE_ERROR, None),
-        ("no key", -11, FailureKind.ENGINE_ERROR, None),
+        ("no key", 1, FailureKind.ENGINE_UNAVAILABLE, None),
+        ("no key", -11, FailureKind.ENGINE_UNAVAILABLE, None),
+        ("cannot start any", 127, FailureKind.ENGINE_UNAVAILABLE, None),
         ("", -11, FailureKind.CRASH, None),
         ("quota is used", 0, None, None),
     ],

@@ -63,6 +63,7 @@ def recorded(name: str) -> Recorded:
 
 
 ENGINE_ERROR, RATE_LIMITED, CRASH = FailureKind.ENGINE_ERROR, FailureKind.RATE_LIMITED, FailureKind.CRASH
+UNAVAILABLE = FailureKind.ENGINE_UNAVAILABLE
 
 
 @pytest.mark.parametrize(
@@ -71,9 +72,9 @@ ENGINE_ERROR, RATE_LIMITED, CRASH = FailureKind.ENGINE_ERROR, FailureKind.RATE_L
         ("claude-success", None, 240, 1),
         ("claude-overloaded-once", None, 120, 0),
         ("claude-large-usage", None, 900_123_456_789, 0),
-        ("claude-api-error", ENGINE_ERROR, 0, 0),
+        ("claude-api-error", UNAVAILABLE, 0, 0),
         ("claude-overloaded", ENGINE_ERROR, 0, 0),
-        ("claude-no-credit", ENGINE_ERROR, 0, 0),
+        ("claude-no-credit", UNAVAILABLE, 0, 0),
         ("claude-no-session", ENGINE_ERROR, 0, 0),
         ("claude-key-limit", RATE_LIMITED, 0, 0),
         ("claude-rate-limit", RATE_LIMITED, 0, 0),
@@ -81,9 +82,9 @@ ENGINE_ERROR, RATE_LIMITED, CRASH = FailureKind.ENGINE_ERROR, FailureKind.RATE_L
         ("codex-success", None, 240, 1),
         ("codex-unknown-model", None, 120, 0),
         ("codex-large-usage", None, 900_123_456_789, 0),
-        ("codex-api-error", ENGINE_ERROR, None, 0),
+        ("codex-api-error", UNAVAILABLE, None, 0),
         ("codex-cut", ENGINE_ERROR, None, 0),
-        ("codex-no-quota", ENGINE_ERROR, None, 0),
+        ("codex-no-quota", UNAVAILABLE, None, 0),
         ("codex-no-session", ENGINE_ERROR, None, 0),
         ("codex-overloaded", ENGINE_ERROR, None, 0),
         ("codex-key-limit", RATE_LIMITED, None, 0),
@@ -198,16 +199,19 @@ def test_result_that_is_followed_by_a_crash_is_no_success() -> None:
 
 
 def test_nothing_at_all_is_judged_by_the_exit_code() -> None:
-    """A CLI that never said anything crashed when a signal ended it, and failed otherwise."""
+    """A CLI that never said anything crashed when a signal ended it; one that is not there, or ended as if all were
+    well, is no engine to work with; otherwise the run failed.
+    """
     parsers: list[Callable[[], StreamParser]] = [ClaudeParser, lambda: CodexParser(run_of()), ReplayParser]
     for make in parsers:
         assert make().finish(-9, "").failure == CRASH
         assert make().finish(137, "").failure == CRASH
         assert make().finish(None, "").failure == CRASH
         failed = make().finish(127, "sh: no such program\n")
-        assert failed.failure == ENGINE_ERROR
+        assert failed.failure == UNAVAILABLE
         assert "no such program" in failed.message
-        assert make().finish(0, "").failure == ENGINE_ERROR
+        assert make().finish(0, "").failure == UNAVAILABLE
+        assert make().finish(1, "").failure == ENGINE_ERROR
 
 
 # --- what no CLI should print -----------------------------------------------------------------------------------------

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from sqlalchemy import text
+
 from core.attempt import BuildResult, Grant
 from core.job import Dependency, JobSpec, Repository, RepositoryKind, Stage
 from core.lifecycle import Record, RecordAck
+from store.database import open_database
 from store.ledger import Ledger
 from store.messages import (
     AttemptReport,
@@ -187,3 +190,12 @@ class Fleet:
 def in_place(path: str, host: str) -> Repository:
     """Return a directory without git on one host."""
     return Repository(kind=RepositoryKind.DIRECTORY, url=path, host=host)
+
+
+async def value(fleet: Fleet, query: str) -> Any:
+    """Ask the database itself."""
+    database = open_database(fleet.url)
+    try:
+        return await database.read(lambda connection: connection.execute(text(query)).scalar_one())
+    finally:
+        await database.close()

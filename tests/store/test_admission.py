@@ -9,10 +9,11 @@ import pytest
 
 from core.errors import NotFound
 from core.job import Condition, Dependency, Priority, Stage
+from core.router import plan
 from core.router_policy import Limits, ProductPolicy, RoutingPolicy
 from core.settings import Settings
 from store import open_ledger
-from tests.store.fleet import BASE, CHECKPOINT, Fleet, in_place
+from tests.store.fleet import BASE, CHECKPOINT, Fleet, in_place, value
 
 
 async def test_dispatch_gives_a_free_seat_to_a_waiting_job(fleet: Fleet) -> None:
@@ -454,6 +455,29 @@ async def test_explanation_of_a_granted_job_is_the_stored_decision(fleet: Fleet)
     assert (told.explanation.verdict, told.explanation.factory) == ("granted", "f1")
     assert [report.factories for report in told.explanation.reports] == [("f1",)]
     assert told.decided_at == granted_at
+
+
+@pytest.mark.req("R5")
+async def test_explanations_of_one_pass_are_stored_whole_and_shown_as_they_were_made(fleet: Fleet) -> None:
+    """Jobs of a pass share their grounds in the ledger; each explanation comes back byte for byte, parts in order."""
+    await fleet.factory("f1", capabilities=("node=20.1.0",))
+    await fleet.factory("f2", stations={"shell": 1, "codex": 1}, seats=2)
+    await fleet.factory("f3", stations={"codex": 1})
+    for number in range(4):
+        await fleet.submit(f"j-{number}", capabilities=("node>=20",) if number == 3 else ())
+    planned = plan(await fleet.ledger.snapshot(fleet.now))
+    expected = {grant.job_id: planned.explain(grant.job_id) for grant in planned.grants}
+
+    granted = await fleet.ledger.dispatch(fleet.now)
+
+    assert sorted(grant.job_id for grant in granted) == sorted(expected) == ["j-0", "j-1", "j-2", "j-3"]
+    for job_id, explanation in expected.items():
+        told = (await fleet.ledger.explanation(job_id, fleet.tick(60))).explanation
+        assert told is not None
+        assert told.compact_json() == explanation.compact_json()
+        assert told.render() == explanation.render()
+    count = await value(fleet, "SELECT count(*) FROM grounds")
+    assert count == 3, "one of the fleet, and one of each class of jobs"
 
 
 async def test_explanation_of_a_held_job_says_what_holds_it(fleet: Fleet) -> None:

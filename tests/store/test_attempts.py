@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 
 import pytest
 
 from core.attempt import BuildResult, DeathCertificate
 from core.errors import Conflict, NotFound, StaleEpoch
-from core.job import Stage
+from core.job import FailureKind, Stage
 from store.attempts import MAX_REFUSED_EVENTS
 from store.chain import digest
 from store.messages import ArtifactFile, AttemptReport, AttemptStep, HandedIn, LogBlock, StartedInfo
@@ -402,3 +403,85 @@ async def test_checkpoint_is_shown_and_told_once(floor: Fleet) -> None:
     job = await floor.job("j-1")
     assert (job.checkpoint_sha, job.checkpoint_epoch) == (CHECKPOINT, 1)
     assert len(await floor.events("j-1", "attempt.checkpoint")) == 2
+
+
+# --- adopted ------------------------------------------------------------------------------------------------------
+
+FAILED = BuildResult(job_id="j-1", epoch=1, outcome="failed", failure=FailureKind.ENGINE_ERROR, message="no tokens")
+
+
+async def adopted(floor: Fleet) -> None:
+    """Have epoch 1 of j-1 adopted: it told of itself, then its heartbeat timed out."""
+    await floor.deliver()
+    await floor.ledger.confirm_lease("j-1", 1, floor.now)
+    assert await floor.ledger.adopt("j-1", 1, floor.now) is not None
+
+
+@pytest.mark.req("F6")
+async def test_attempt_that_told_of_itself_keeps_its_lease_for_a_lease_s_time(floor: Fleet) -> None:
+    """Its last word is good for as long as a heartbeat would be; each further one counts anew, silence ends it."""
+    assert not await floor.ledger.confirm_lease("j-1", 1, floor.now)
+    floor.tick(20)
+    assert await floor.ledger.adopt("j-1", 1, floor.now) == timedelta(seconds=10)
+    await floor.ledger.confirm_lease("j-1", 1, floor.now)
+    floor.tick(29)
+    assert await floor.ledger.adopt("j-1", 1, floor.now) == timedelta(seconds=1)
+    floor.tick(1)
+    assert await floor.ledger.adopt("j-1", 1, floor.now) is None
+    assert len(await floor.events("j-1", "attempt.adopted")) == 1
+
+
+async def test_attempt_that_never_told_of_itself_is_not_adopted(floor: Fleet) -> None:
+    """A vanished machine costs its lease and no more."""
+    assert await floor.ledger.adopt("j-1", 1, floor.now) is None
+
+
+@pytest.mark.req("F5")
+@pytest.mark.parametrize("end", ["lost", "newer epoch"])
+async def test_lost_attempt_is_not_adopted_and_hears_that_it_has_to_stop(floor: Fleet, end: str) -> None:
+    """Adoption never brings back what somebody else may have taken over."""
+    await floor.ledger.confirm_lease("j-1", 1, floor.now)
+    await floor.lose("j-1", 1)
+    if end == "newer epoch":
+        await floor.record("j-1", Stage.QUEUED, epoch=1, attempt_outcome="lease_lost", end_lease=True)
+        assert await floor.ledger.route("j-1", floor.now) is not None
+    assert await floor.ledger.adopt("j-1", 1, floor.now) is None
+    with pytest.raises(StaleEpoch):
+        await floor.ledger.confirm_lease("j-1", 1, floor.now)
+
+
+async def test_clock_of_the_ledger_s_other_host_does_not_stretch_a_lease(floor: Fleet) -> None:
+    """A word from the future, as another host's clock may write it, is good for one lease and no more."""
+    await floor.ledger.confirm_lease("j-1", 1, floor.now + timedelta(hours=1))
+    assert await floor.ledger.adopt("j-1", 1, floor.now) == timedelta(seconds=30)
+
+
+async def test_adopted_attempt_hears_that_it_is_wanted_to_stop(floor: Fleet) -> None:
+    """Temporal cannot bring it a cancel any more; the answer to its own word does."""
+    await adopted(floor)
+    assert not await floor.ledger.confirm_lease("j-1", 1, floor.now)
+    assert await floor.ledger.adopt("j-1", 1, floor.now, stop=True) is not None
+    assert await floor.ledger.confirm_lease("j-1", 1, floor.now)
+
+
+@pytest.mark.parametrize("answer", [ANSWER, FAILED], ids=["candidate", "failure"])
+async def test_result_of_an_adopted_attempt_is_signalled(floor: Fleet, answer: BuildResult) -> None:
+    """No activity tells the workflow, so the outbox does, once; what it says lies in the ledger."""
+    await adopted(floor)
+    for _ in range(2):
+        await floor.report("j-1", 1, result=HandedIn(sha=answer.candidate_sha, answer=answer))
+
+    (row,) = await floor.deliver()
+    assert (row.name, row.payload) == ("handed_in", {"epoch": 1})
+    assert await floor.ledger.accepted_result("j-1", 1) == answer
+    failed = answer.outcome == "failed"
+    assert await floor.stage("j-1") == (Stage.BUILDING if failed else Stage.REVIEW)
+    assert len(await floor.events("j-1", "attempt.accepted")) == (0 if failed else 1)
+
+
+async def test_result_of_an_attempt_with_an_activity_is_not_signalled(floor: Fleet) -> None:
+    """On the ordinary way the activity's own answer is enough, also after a short outage."""
+    await floor.deliver()
+    await floor.ledger.confirm_lease("j-1", 1, floor.now)
+    await floor.accept("j-1", 1, answer=ANSWER)
+    assert await floor.deliver() == []

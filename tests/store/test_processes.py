@@ -7,15 +7,19 @@ import json
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections import Counter
+from fractions import Fraction
+from itertools import combinations, groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from core.job import Stage
+from core.router_policy import Limits, ProductPolicy, RoutingPolicy
 from store.database import open_database
-from tests.store.fleet import Fleet
+from tests.store.fleet import Fleet, value
 
 SCRIPTS = Path(__file__).parent / "processes"
 ROOT = Path(__file__).parents[2]
@@ -48,15 +52,6 @@ async def _start(script: str, arguments: list[object]) -> Process:
 async def _complaint(process: Process) -> str:
     assert process.stderr is not None
     return (await process.stderr.read()).decode()
-
-
-async def value(fleet: Fleet, query: str) -> Any:
-    """Ask the database itself."""
-    database = open_database(fleet.url)
-    try:
-        return await database.read(lambda connection: connection.execute(text(query)).scalar_one())
-    finally:
-        await database.close()
 
 
 async def test_increments_of_several_processes_lose_nothing(fleet: Fleet) -> None:
@@ -131,7 +126,96 @@ async def _watch_leases(fleet: Fleet, seats: int, limit: int) -> None:
             f"CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$",
             "CREATE TRIGGER watch AFTER INSERT ON leases FOR EACH ROW EXECUTE FUNCTION watch()",
         ]
+    await _execute(fleet, statements)
+
+
+async def _note_grants(fleet: Fleet) -> None:
+    """Let the database itself write down which job was granted after which: admissions follow each other."""
+    insert = "INSERT INTO granted (job_id, at) VALUES (NEW.job_id, NEW.granted_at)"
+    if fleet.url.startswith("sqlite"):
+        statements = [
+            "CREATE TABLE granted (id INTEGER PRIMARY KEY, job_id TEXT, at TEXT)",
+            f"CREATE TRIGGER note AFTER INSERT ON leases BEGIN {insert}; END",
+        ]
+    else:
+        statements = [
+            "CREATE TABLE granted (id BIGSERIAL PRIMARY KEY, job_id TEXT, at TIMESTAMPTZ)",
+            f"CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {insert}; RETURN NEW; END $$",
+            "CREATE TRIGGER note AFTER INSERT ON leases FOR EACH ROW EXECUTE FUNCTION note()",
+        ]
+    await _execute(fleet, statements)
+
+
+async def _execute(fleet: Fleet, statements: list[str]) -> None:
     database = open_database(fleet.url)
     for statement in statements:
         await database.write(lambda connection, s=statement: connection.execute(text(s)))  # type: ignore[misc]
     await database.close()
+
+
+async def passes_of(fleet: Fleet) -> list[list[str]]:
+    """Return the jobs that each pass granted, in the order in which the passes came true."""
+    database = open_database(fleet.url)
+    query = text("SELECT job_id, at FROM granted ORDER BY id")
+    rows = await database.read(lambda connection: connection.execute(query).all())
+    await database.close()
+    return [[row.job_id for row in one] for _, one in groupby(rows, key=attrgetter("at"))]
+
+
+async def share_out(fleet: Fleet, routing: RoutingPolicy, waiting: dict[str, int], workers: int = 3) -> list[list[str]]:
+    """Let processes together give four seats to `waiting` jobs of each product, in their order; return the passes."""
+    for name in ("f1", "f2"):
+        await fleet.factory(name, stations={"shell": 2}, seats=2)
+    for product, jobs in waiting.items():
+        for number in range(jobs):
+            await fleet.submit(f"{product}-{number:02}", product_id=product)
+    await _note_grants(fleet)
+    arguments: list[object] = [fleet.url, sum(waiting.values()), routing.model_dump_json()]
+    outputs = await together("share_out.py", [arguments for _ in range(workers)])
+    passes = await passes_of(fleet)
+    assert sum(map(len, passes)) == sum(waiting.values())
+    assert sum(int(output) > 0 for output in outputs) > 1, "one process did it all: nothing was tried"
+    return passes
+
+
+@pytest.mark.req("R4")
+@pytest.mark.usefixtures("own_schema")
+async def test_starvation_bound_holds_over_several_processes(fleet: Fleet) -> None:
+    """No job of the light products is overtaken more often than its seats allow, whoever dispatches."""
+    bound, seats = 2, 4
+    routing = RoutingPolicy(limits=Limits(starvation_bound=bound), products={"heavy": ProductPolicy(share=16)})
+    line = {"light": 3, "thin": 3, "heavy": 44}
+
+    passes = await share_out(fleet, routing, line)
+
+    left = {product: [f"{product}-{number:02}" for number in range(jobs)] for product, jobs in line.items()}
+    overtaken: Counter[str] = Counter()
+    ages = {job: age for age, job in enumerate(job for jobs in left.values() for job in jobs)}
+    for granted in passes:
+        for jobs in left.values():
+            jobs[:] = [job for job in jobs if job not in granted]
+        for head in (jobs[0] for jobs in left.values() if jobs):
+            overtaken[head] += sum(ages[job] > ages[head] for job in granted)
+    assert overtaken
+    assert seats < max(overtaken.values()) <= bound * seats
+
+
+@pytest.mark.req("R4")
+@pytest.mark.usefixtures("own_schema")
+async def test_shares_hold_over_several_processes(fleet: Fleet) -> None:
+    """What products had in proportion to their shares never differs by more than a step of each, whoever dispatches."""
+    shares = {"a": 1, "b": 2, "c": 4}
+    policies = {product: ProductPolicy(share=share) for product, share in shares.items()}
+    routing = RoutingPolicy(limits=Limits(starvation_bound=1000), products=policies)
+
+    passes = await share_out(fleet, routing, {"a": 9, "b": 17, "c": 34})
+
+    had: Counter[str] = Counter()
+    for granted in passes:
+        had.update(job[0] for job in granted)
+        if any(had[product] >= 8 * share for product, share in shares.items()):
+            break  # one of them has nothing left to wait for soon
+        for one, other in combinations(shares, 2):
+            steps = Fraction(1, shares[one]) + Fraction(1, shares[other])
+            assert abs(Fraction(had[one], shares[one]) - Fraction(had[other], shares[other])) <= steps, had
+    assert had.total() > 40

@@ -28,15 +28,7 @@ async def database(fleet: Fleet) -> AsyncIterator[Database]:
 
 async def admit(database: Database, fleet: Fleet, planned: Plan) -> Admitted:
     """Grant what was planned from an older snapshot."""
-    return await database.write(
-        admission.admit,
-        planned.grants,
-        planned.snapshot,
-        explanations={grant.job_id: planned.explain(grant.job_id) for grant in planned.grants},
-        overtaken=planned.overtaken,
-        terms=LeaseTerms(30, 5),
-        now=fleet.now,
-    )
+    return await database.write(admission.admit, planned, terms=LeaseTerms(30, 5), now=fleet.now)
 
 
 async def grant_other(fleet: Fleet, **values: object) -> None:

@@ -20,6 +20,8 @@ class ApiStub:
         self.requests: SimpleQueue[tuple[str, str, dict[str, Any]]] = SimpleQueue()
         self.status = 200
         self.code = "stale_epoch"
+        self.refused: set[str] = set()
+        """Paths whose POST is answered with 409 and `code`."""
         self.answers: dict[str, dict[str, Any]] = {}
         stub = self
 
@@ -29,7 +31,8 @@ class ApiStub:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
                 good = stub.answers.get(self.path, {"accepted": True, "state": "online"})
-                self._answer(stub.status, good if stub.status < 400 else {"code": stub.code, "detail": "no"})
+                status = 409 if self.path in stub.refused else stub.status
+                self._answer(status, good if status < 400 else {"code": stub.code, "detail": "no"})
                 stub.requests.put((self.path, self.headers["Authorization"], body))
 
             def do_GET(self) -> None:

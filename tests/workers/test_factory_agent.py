@@ -10,7 +10,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 from temporalio import workflow
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.common import RetryPolicy
 from temporalio.worker import Worker
 
+from activities.fence import wip_ref
 from core.attempt import BuildRequest, BuildResult, Grant
 from core.factory_names import memorable_name
 from core.job import FailureKind, JobSpec, Repository
@@ -31,8 +32,10 @@ from store.token_files import factory_token_file, write_token
 from tests.conftest import TemporalServer
 from tests.repositories import Checkout
 from tests.workers.api_stub import ApiStub
+from tests.workers.clock_shim import ShiftedClocks, on_linux
 from workers.factory_agent import EXIT_IN_USE, EXIT_REFUSED, lock_identity
-from workers.process_table import birth_of
+from workers.process_table import birth_of, living_descendants
+from workers.supervisor import HOLD_S, SCAN_S
 
 
 @workflow.defn(sandboxed=False)
@@ -87,6 +90,7 @@ async def running_agent(
     *,
     name: str = "",
     answers: dict[str, dict[str, Any]] | None = None,
+    environ: dict[str, str] | None = None,
     **settings: object,
 ) -> AsyncIterator[RunningAgent]:
     """Run an agent until the block ends."""
@@ -98,6 +102,7 @@ async def running_agent(
         api.answers |= answers or {}
         env = {**os.environ, "PYTHONPATH": str(ROOT), "GIGAFACTORY_HOME": str(home), "GIGAFACTORY_API_URL": api.url}
         env |= {"GIGAFACTORY_TEMPORAL_ADDRESS": server.address, "GIGAFACTORY_FACTORY_BEAT_S": "0.1"}
+        env |= environ or {}
         env |= {f"GIGAFACTORY_{key.upper()}": str(value) for key, value in settings.items()}
         log = (home / f"{name}.log").open("ab")
         process = await asyncio.create_subprocess_exec(
@@ -165,13 +170,16 @@ async def test_agent_registers_beats_and_leaves(agent: RunningAgent) -> None:
 
 
 async def test_attempt_runs_and_reports_once(agent: RunningAgent, workflows: Client, remote: Checkout) -> None:
-    """From queue to sealed candidate; a short attempt is one report."""
+    """From queue to sealed candidate; the reports, one when all goes quickly, tell everything once, the result last."""
     handle = await start(workflows, agent, remote, "echo work > new.txt; echo said")
     built = await handle.result()
     assert built.outcome == "succeeded", built.message
-    report = await agent.told("/fleet/attempts/j-1/1/report")
-    assert report["result"]["sha"] == built.candidate_sha
-    assert [line["text"] for block in report["logs"] for line in block["lines"]] == ["said"]
+    reports = [await agent.told("/fleet/attempts/j-1/1/report")]
+    while "result" not in reports[-1]:
+        reports.append(await agent.told("/fleet/attempts/j-1/1/report"))
+    assert reports[-1]["result"]["sha"] == built.candidate_sha
+    blocks = [block for report in reports for block in report.get("logs", [])]
+    assert [line["text"] for block in blocks for line in block["lines"]] == ["said"]
 
 
 async def test_acknowledged_beats_keep_a_long_attempt_alive(
@@ -311,6 +319,100 @@ async def test_agent_and_supervisor_killed_next_agent_certifies(
         assert letter["reason"] == "orphan_found"
         assert birth_of(pid) is None
         assert remote.git("show", f"{letter['checkpoint_sha']}:new.txt") == "half"
+
+
+async def noticed(agent: RunningAgent, kind: str) -> float:
+    """Wait until the agent has told of such an absence; return by how much."""
+    while True:
+        beat = await agent.told("/heartbeat")
+        for absence in beat["absences"]:
+            if absence["kind"] == kind:
+                return float(absence["by_s"])
+
+
+@on_linux
+@pytest.mark.req("F4")
+async def test_time_of_day_that_jumps_changes_no_lease_and_is_told(
+    tmp_path: Path, temporal_server: TemporalServer, workflows: Client, remote: Checkout, clocks: ShiftedClocks
+) -> None:
+    """A day ahead and a day back while an attempt runs: it ends as if nothing had been, and the fleet is told."""
+    pid_file = tmp_path / "pid"
+    async with running_agent(tmp_path / "home", temporal_server, environ=clocks.env) as agent:
+        await agent.ready()
+        script = f"echo $$ > {pid_file}; while [ ! -e {tmp_path}/stop ]; do sleep 0.05; done; echo work > new.txt"
+        handle = await start(workflows, agent, remote, script, ttl_s=3.0)
+        await written(pid_file)
+        clocks.shift(wall_s=86400)
+        assert await noticed(agent, "clock_jumped") == pytest.approx(86400, abs=5)
+        clocks.shift(wall_s=-86400)
+        assert await noticed(agent, "clock_jumped") == pytest.approx(-2 * 86400, abs=5)
+        await asyncio.sleep(4.0)
+        (tmp_path / "stop").touch()
+        assert (await handle.result()).outcome == "succeeded"
+
+
+@on_linux
+@pytest.mark.req("F4", "F5")
+@pytest.mark.parametrize("counts", [True, False])
+async def test_suspended_machine_asks_before_its_engine_goes_on(
+    tmp_path: Path,
+    temporal_server: TemporalServer,
+    workflows: Client,
+    remote: Checkout,
+    clocks: ShiftedClocks,
+    *,
+    counts: bool,
+) -> None:
+    """An hour in a closed laptop: the engine is held still until the ledger says that it counts, or killed."""
+    pid_file = tmp_path / "pid"
+    async with running_agent(tmp_path / "home", temporal_server, environ=clocks.env) as agent:
+        await agent.ready()
+        script = f"echo $$ > {pid_file}; while [ ! -e {tmp_path}/stop ]; do sleep 0.05; done; echo work > new.txt"
+        handle = await start(workflows, agent, remote, script, ttl_s=600.0, beat_s=600.0)
+        pid = await written(pid_file)
+        if not counts:
+            agent.api.refused.add("/fleet/attempts/j-1/1/alive")
+        clocks.shift(boot_s=3600)
+        assert await noticed(agent, "suspended") == pytest.approx(3600, abs=5)
+        if counts:
+            await asyncio.sleep(HOLD_S + 1.5)
+            assert birth_of(pid) is not None
+            (tmp_path / "stop").touch()
+        built = await handle.result()
+        assert built.failure == (None if counts else FailureKind.LEASE_LOST), built.message
+        assert birth_of(pid) is None
+
+
+@on_linux
+@pytest.mark.req("F4", "F5")
+async def test_agent_and_supervisor_stopped_past_the_lease_write_nothing(
+    tmp_path: Path, temporal_server: TemporalServer, workflows: Client, remote: Checkout
+) -> None:
+    """SIGSTOP of both for longer than the lease, then SIGCONT: the engine writes no more, and nothing is pushed."""
+    pid_file, out = tmp_path / "pid", tmp_path / "out"
+    async with running_agent(tmp_path / "home", temporal_server, checkpoint_s=0.2) as agent:
+        await agent.ready()
+        script = f"echo $$ > {pid_file}; while :; do echo x >> new.txt; echo x >> {out}; sleep 0.05; done"
+        handle = await start(workflows, agent, remote, script, ttl_s=2.0)
+        pid = await written(pid_file)
+        agent.api.refused.add("/fleet/attempts/j-1/1/alive")
+        state = json.loads((agent.home / f"factories/{agent.name}/attempts/j-1.1/state.json").read_text())
+        everybody = [agent.process.pid, state["supervisor"]["pid"], *living_descendants(state["supervisor"]["pid"])]
+        for victim in everybody:
+            os.kill(victim, signal.SIGSTOP)
+        with pytest.raises(WorkflowFailureError):
+            await handle.result()
+        await asyncio.sleep(4.0)
+        written_before, kept = out.stat().st_size, remote.ref(wip_ref("j-1", 1))
+        for victim in everybody:
+            with suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGCONT)
+        assert await noticed(agent, "stopped") > 3.0
+        async with asyncio.timeout(30):
+            while birth_of(pid) is not None:
+                await asyncio.sleep(0.02)
+        assert out.stat().st_size - written_before <= 2 * SCAN_S / 0.05, "the engine went on after it was continued"
+        assert remote.ref(wip_ref("j-1", 1)) == kept
 
 
 async def test_second_agent_of_a_name_is_refused(agent: RunningAgent, temporal_server: TemporalServer) -> None:

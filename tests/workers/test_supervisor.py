@@ -10,19 +10,23 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from activities.clock import boot_time
 from activities.fence import job_ref, opened, wip_ref
 from activities.git import add_worktree, fetch, init_mirror, worktree_admin, write_object
 from activities.supervision import ApiAddress, GitPlan, RunExit, RunSpec, SupervisedRun, Supervisors
 from store.settings_source import ROOT
 from tests.repositories import Checkout
 from tests.workers.api_stub import ApiStub
+from tests.workers.clock_shim import ShiftedClocks, on_linux
 from workers.process_table import birth_of
+from workers.supervisor import LATE_S
 
 SCRIPT = ROOT / "workers" / "supervisor.py"
 ENV = {"PATH": os.environ["PATH"]}
@@ -144,7 +148,7 @@ async def test_daemon_dies_with_the_run_whatever_ends_it(tmp_path: Path, supervi
     """A double-forked child in its own session, without our environment, does not outlive the run."""
     pid_file = tmp_path / "daemon.pid"
     wait = "" if end == "exit" else "; sleep 600"
-    given = {"timeout": {"timeout_s": 0.7}, "fence": {"lease_s": 0.7}}.get(end, {})
+    given = {"timeout": {"timeout_s": 0.7}, "fence": {"lease_until": boot_time() + 0.7}}.get(end, {})
     run = await supervisors.launch(spec(tmp_path, escaping(pid_file) + wait, **given), ENV)
     pid = int(await appears(pid_file))
     if end == "stop":
@@ -177,13 +181,93 @@ async def test_stop_with_grace_lets_the_engine_end(tmp_path: Path, supervisors: 
 
 async def test_lease_that_is_renewed_lets_the_run_go_on(tmp_path: Path, supervisors: Supervisors) -> None:
     """Each beat moves the fence; without beats the run is ended although the agent is there."""
-    run = await supervisors.launch(spec(tmp_path, "sleep 600", lease_s=0.5), ENV)
+    run = await supervisors.launch(spec(tmp_path, "sleep 600", lease_until=boot_time() + 0.5), ENV)
     for _ in range(10):
         await asyncio.sleep(0.1)
-        run.beat(0.5)
+        run.beat(boot_time() + 0.5)
     assert not run.ended.done()
     assert (await ended(run)).reason == "fenced"
     run.close()
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Stop a process with SIGSTOP for as long as the block lasts."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def in_state(pid: int, letters: str) -> bool:
+    """Return whether a process gets into one of these states of /proc within a moment."""
+    for _ in range(500):
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in letters:
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
+def supervisor_of(run: SupervisedRun) -> int:
+    """Return the pid of a run's supervisor."""
+    return int(json.loads((run.folder / "state.json").read_text())["supervisor"]["pid"])
+
+
+@on_linux
+@pytest.mark.parametrize("word", ["it counts", "an old one", "none", "stop"])
+async def test_lease_that_ran_out_while_stopped_holds_everything_still_until_it_is_confirmed(
+    tmp_path: Path, supervisors: Supervisors, word: str
+) -> None:
+    """A supervisor that was stopped past the lease lets nothing write before the agent knows that it may.
+
+    A renewal that it finds in its pipe counts from when it was sent: it does not make the lease live again.
+    """
+    run = await supervisors.launch(
+        spec(tmp_path, "while :; do echo x; sleep 0.02; done", lease_until=boot_time() + 0.5), ENV
+    )
+    engine = await run.started
+    with stopped(supervisor_of(run)):
+        run.beat(boot_time() + 0.6)
+        await asyncio.sleep(LATE_S + 1.0)
+    assert await in_state(engine, "T")
+    written = (run.folder / "out.log").stat().st_size
+    if word == "it counts":
+        run.beat(boot_time() + 60)
+        assert await in_state(engine, "SR")
+        run.stop("cancelled")
+    elif word == "an old one":
+        run.beat(boot_time() - 0.1)
+    elif word == "stop":
+        run.stop("fenced")
+    reason = (await ended(run)).reason
+    assert reason == ("cancelled" if word == "it counts" else "fenced")
+    if word != "it counts":
+        assert (run.folder / "out.log").stat().st_size == written
+    assert birth_of(engine) is None
+    run.close()
+
+
+@on_linux
+async def test_lease_ends_while_the_machine_is_suspended(
+    tmp_path: Path, clocks: ShiftedClocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour that only the boot-time clock has counted is an hour; one that only the time of day has is nothing."""
+    for name, value in clocks.env.items():
+        monkeypatch.setenv(name, value)
+    supervisors = Supervisors(SCRIPT)
+    run = await supervisors.launch(spec(tmp_path, "sleep 600", lease_until=boot_time() + 60), ENV)
+    engine = await run.started
+    clocks.shift(wall_s=3600)
+    await asyncio.sleep(2.0)
+    clocks.shift(wall_s=-3600)
+    await asyncio.sleep(2.0)
+    assert await in_state(engine, "SR")
+    clocks.shift(boot_s=3600)
+    assert await in_state(engine, "T")
+    assert (await ended(run)).reason == "fenced"
+    run.close()
+    supervisors.close()
 
 
 async def test_checkpoint_reaches_the_remote_and_leaves_the_index_alone(

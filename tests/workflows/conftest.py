@@ -54,11 +54,13 @@ class Scripted:
 
     records: list[WriteRequest] = field(default_factory=list)
     holds: int = 0
-    routes: deque[Grant | None] = field(default_factory=deque)
+    routes: deque[Grant | RouteReply | None] = field(default_factory=deque)
     parents: deque[ParentsReply] = field(default_factory=deque)
     children: deque[Wait | None] = field(default_factory=deque)
     """Answers to the records that bring the job to its gate or ship it."""
     resolved: deque[Wait] = field(default_factory=deque)
+    living: deque[ReclaimReply] = field(default_factory=deque)
+    """Answers to the first reclaims; then `accepted`."""
     accepted: ReclaimReply = field(default_factory=ReclaimReply)
     reclaims: list[ReclaimRequest] = field(default_factory=list)
     place: str = ""
@@ -90,13 +92,14 @@ class Scripted:
     @activity.defn(name="route")
     async def route(self, request: JobRef) -> RouteReply:
         """Answer as scripted, then park."""
-        return RouteReply(grant=self.routes.popleft() if self.routes else None)
+        answer = self.routes.popleft() if self.routes else None
+        return answer if isinstance(answer, RouteReply) else RouteReply(grant=answer)
 
     @activity.defn(name="reclaim")
     async def reclaim(self, request: ReclaimRequest) -> ReclaimReply:
         """Answer as scripted."""
         self.reclaims.append(request)
-        return self.accepted
+        return self.living.popleft() if self.living else self.accepted
 
     @activity.defn(name="place_step")
     async def place_step(self, request: PlaceRequest) -> PlaceReply:

@@ -15,9 +15,9 @@ from temporalio.exceptions import ApplicationError
 
 from core.attempt import BuildResult
 from core.dag import Wait
-from core.job import RetrySpec
+from core.job import FailureKind, RetrySpec
 from core.job_events import JobState
-from core.job_messages import ParentsReply, ReclaimReply
+from core.job_messages import ParentsReply, ReclaimReply, RouteReply
 from tests.workflows.conftest import BASE, CANDIDATE, Floor, keep_history
 
 
@@ -158,6 +158,89 @@ async def test_lost_heartbeat_goes_on_elsewhere_and_the_old_answer_is_ignored(fl
     await keep_history(handle, "lost-lease")
 
 
+async def silent(_request: dict[str, Any]) -> Any:
+    """Be an engine that Temporal hears nothing of."""
+    await asyncio.Event().wait()
+
+
+async def reclaimed(floor: Floor, times: int = 1) -> None:
+    """Wait until the ledger was asked so often about an attempt without a heartbeat."""
+    async with asyncio.timeout(20):
+        while len(floor.control.reclaims) < times:
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.req("F6")
+@pytest.mark.parametrize("outcome", ["succeeded", "failed"])
+async def test_attempt_that_lives_on_without_its_activity_hands_in_its_result(floor: Floor, outcome: str) -> None:
+    """No newer epoch is granted while the ledger says that it lives; the ledger's signal brings the result."""
+    await floor.factory(build=silent)
+    floor.control.living.append(ReclaimReply(living_s=60))
+    handle = await floor.start(grant=floor.grant(1, ttl_s=1))
+    await reclaimed(floor)
+    assert (await until(handle, "building", "build")).epoch == 1
+    attempt = {"job_id": floor.job_id, "epoch": 1}
+    failed = attempt | {"outcome": "failed", "failure": "engine_error", "message": "no tokens"}
+    result = await floor.built(attempt) if outcome == "succeeded" else failed
+    floor.control.accepted = ReclaimReply(accepted=BuildResult.model_validate(result))
+    await handle.signal("handed_in", {"epoch": 1})
+    if outcome == "failed":
+        assert (await handle.result())["stage"] == "failed"
+        assert floor.control.last.attempt_outcome == "engine_error"
+        return
+    await until(handle, "testing")
+    await ship(handle)
+    assert (await handle.result())["stage"] == "shipped"
+    await keep_history(handle, "adopted")
+
+
+async def test_adopted_attempt_that_falls_silent_goes_on_elsewhere(floor: Floor) -> None:
+    """Its word is good for a lease; then the ledger is asked again, and what it says counts."""
+    await floor.factory(build=silent)
+    second = f"{floor.name}b"
+    await floor.factory(name=second)
+    floor.control.living.extend([ReclaimReply(living_s=0.3), ReclaimReply(living_s=0.3)])
+    floor.control.routes.append(floor.grant(2, second))
+    handle = await floor.start(grant=floor.grant(1, ttl_s=1))
+    state = await until(handle, "testing")
+    assert (state.epoch, state.reclaims, len(floor.control.reclaims)) == (2, 1, 3)
+    await ship(handle)
+    await handle.result()
+    await keep_history(handle, "adopted-and-lost")
+
+
+async def test_cancel_of_an_adopted_attempt_goes_through_the_ledger(floor: Floor) -> None:
+    """There is no activity to cancel: the ledger is told that it is to stop, and its last word ends the job."""
+    await floor.factory(build=silent)
+    floor.control.living.extend([ReclaimReply(living_s=60), ReclaimReply(living_s=60)])
+    handle = await floor.start(grant=floor.grant(1, ttl_s=1))
+    await reclaimed(floor)
+    await handle.execute_update("act", {"action": "cancel", "by": "ann"})
+    await reclaimed(floor, 2)
+    assert [request.stop for request in floor.control.reclaims] == [False, True]
+    last = BuildResult(
+        job_id=floor.job_id, epoch=1, outcome="failed", failure=FailureKind.CANCELLED, checkpoint_sha="e" * 40
+    )
+    floor.control.accepted = ReclaimReply(accepted=last)
+    await handle.signal("handed_in", {"epoch": 1})
+    assert (await handle.result())["stage"] == "cancelled"
+    assert floor.control.last.checkpoint_sha == "e" * 40
+    await keep_history(handle, "adopted-and-cancelled")
+
+
+async def test_death_certificate_of_an_adopted_attempt_moves_the_job_at_once(floor: Floor) -> None:
+    """Whoever proves that it is dead need not wait until its last word is too old."""
+    await floor.factory(build=silent)
+    second = f"{floor.name}b"
+    await floor.factory(name=second)
+    floor.control.living.append(ReclaimReply(living_s=60))
+    floor.control.routes.append(floor.grant(2, second))
+    handle = await floor.start(grant=floor.grant(1, ttl_s=1))
+    await reclaimed(floor)
+    await handle.signal("lease_lost", {"epoch": 1, "reason": "agent died"})
+    assert (await until(handle, "testing")).epoch == 2
+
+
 async def test_death_certificate_moves_the_job_at_once(floor: Floor) -> None:
     """`lease_lost` does not wait for the lease: the next epoch starts although 60 s are left."""
 
@@ -251,29 +334,42 @@ async def test_retry_after_red_verify_then_success(floor: Floor) -> None:
     await keep_history(handle, "retry-after-red-verify")
 
 
-async def test_usage_limit_wakes_at_the_reset(floor: Floor) -> None:
-    """A reported reset time is a durable timer; then the job goes on, with no retry counted."""
+async def test_limited_job_moves_on_rests_and_wakes(floor: Floor) -> None:
+    """A limit asks for another place at once; a rest is a durable timer that a grant cuts short; nothing is counted."""
+    ends: dict[int, dict[str, Any]] = {
+        1: {"failure": "rate_limited", "retry_at": (datetime.now(UTC) + timedelta(hours=1)).isoformat()},
+        2: {"failure": "engine_unavailable"},
+        3: {"failure": "rate_limited"},
+    }
 
     async def build(request: dict[str, Any]) -> Any:
-        if request["epoch"] == 2:
+        epoch = request["epoch"]
+        if epoch not in ends:
             return await floor.built(request)
-        reset = datetime.now(UTC) + timedelta(seconds=1)
-        return {
-            "job_id": request["job_id"],
-            "epoch": 1,
-            "outcome": "failed",
-            "failure": "rate_limited",
-            "retry_at": reset.isoformat(),
-        }
+        return {"job_id": request["job_id"], "epoch": epoch, "outcome": "failed", **ends[epoch]}
 
     await floor.factory(build=build)
-    floor.control.routes.append(floor.grant(2))
+    later = RouteReply(until=datetime.now(UTC) + timedelta(hours=1), message="every engine rests")
+    soon = RouteReply(until=datetime.now(UTC) + timedelta(seconds=1), message="every engine rests a moment")
+    floor.control.routes += [floor.grant(2), later, soon, floor.grant(4)]
     handle = await floor.start(grant=floor.grant(1))
+    async with asyncio.timeout(20):
+        while (resting := await until(handle, "queued")).wake_at is None:
+            await asyncio.sleep(0.02)
+    assert (resting.epoch, resting.wake_at) == (2, later.until)
+
+    await handle.signal("granted", floor.grant(3))
     state = await until(handle, "testing")
-    assert (state.epoch, state.failures) == (2, 0)
+    assert (state.epoch, state.failures, state.reclaims) == (4, 0, 0)
+    assert floor.control.entries.count("job.rests") == 2
+    assert floor.control.holds == 0
+    assert [r.record.cooldown is not None for r in floor.control.records if r.record.attempt_outcome] == [
+        *(True, True, True),
+        False,
+    ]
     await ship(handle)
     await handle.result()
-    await keep_history(handle, "usage-limit")
+    await keep_history(handle, "failover")
 
 
 async def test_workspace_step_moves_when_its_factory_is_gone(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
