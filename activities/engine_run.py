@@ -337,23 +337,26 @@ class Attempt:
 
         Raises:
             StaleEpoch: the remote knows a newer epoch of this job, or the lease ran out.
-            WorkspaceError: the remote is out of reach.
+            WorkspaceError: the remote is out of reach, or somebody else has the lock of a ref there.
 
         """
         await self._assure()
         pushed = await self._pushed(mirror, refspecs)
+        where = git.strip_userinfo(self._repository.url)
+        reasons = "; ".join(f"{ref}: {reason}" for ref, reason in pushed.rejected.items())
+        if pushed.locked:  # says nothing of epochs: the remote looks at locks first
+            raise WorkspaceError(f"{where} cannot change a ref; a file ref.lock may have been left there: {reasons}")
         if not pushed.ok:
-            where = git.strip_userinfo(self._repository.url)
-            reasons = "; ".join(f"{ref}: {reason}" for ref, reason in pushed.rejected.items())
             raise StaleEpoch(f"{where} refuses epoch {self._request.epoch} of {self._request.job_id}: {reasons}")
 
     async def _pushed(self, mirror: Path, refspecs: list[str]) -> git.PushResult:
-        """Push, again when the remote is out of reach; raises WorkspaceError when it stays so."""
+        """Push, again when the remote is out of reach or locked; raises WorkspaceError when it stays out of reach."""
         for pause in PUSH_PAUSES_S:
-            try:
-                return await git.push(mirror, self._repository.url, refspecs)
-            except WorkspaceError:
-                await asyncio.sleep(pause)
+            with suppress(WorkspaceError):
+                pushed = await git.push(mirror, self._repository.url, refspecs)
+                if not pushed.locked:
+                    return pushed
+            await asyncio.sleep(pause)
         return await git.push(mirror, self._repository.url, refspecs)
 
     # --- the engine ---------------------------------------------------------------------------------------------------

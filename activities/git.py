@@ -32,6 +32,8 @@ from core.errors import WorkspaceError
 
 LOCAL_TIMEOUT_S: Final = 120.0
 """Longest a command on this machine may take (a checkout of a large repository is the slow one)."""
+END_S: Final = 2.0
+"""Time that git has to end when it is asked to."""
 REMOTE_TIMEOUT_S: Final = 600.0
 """Longest a fetch or push may take."""
 STDERR_TAIL: Final = 2000
@@ -109,6 +111,11 @@ class PushResult:
     def ok(self) -> bool:
         """Return whether every ref is now as it was asked for."""
         return not self.rejected
+
+    @property
+    def locked(self) -> bool:
+        """Return whether the remote could not change a ref, whatever it holds: somebody else has its lock."""
+        return any("atomic transaction failed" in reason for reason in self.rejected.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +197,27 @@ async def _finish(
         raise WorkspaceError(f"`{_shown(argv)}` took longer than {timeout_s:.0f} s", command=_shown(argv)) from None
     finally:
         if process.returncode is None:
+            await _end(process)
+    return GitOutput(process.returncode or 0, out, err.decode(errors="replace")[-STDERR_TAIL:].strip())
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End git with what it started: asked first, killed when that does not help.
+
+    A push that is killed leaves the locks of its refs on a remote on this machine, and nobody could push there again.
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        async with asyncio.timeout(END_S):
+            await process.communicate()  # its pipes end with the last process that has them
+    except TimeoutError:
+        pass
+    finally:
+        if process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-    return GitOutput(process.returncode or 0, out, err.decode(errors="replace")[-STDERR_TAIL:].strip())
 
 
 def git_failure(argv: Sequence[str], output: GitOutput) -> WorkspaceError:

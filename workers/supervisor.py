@@ -43,6 +43,8 @@ FIRST_SCAN_S = 0.2
 POLL_WITHOUT_PIDFD_S = 0.05
 KILL_LIMIT_S = 10.0
 """After this time a descendant that cannot be killed (stuck in the kernel) is reported instead of waited for."""
+SAVER_GRACE_S = 2.0
+"""Time that a checkpoint under way has to give its locks back before it is killed like everything else."""
 LATE_S = 2.0
 """A lease that is found to be over by more than this ran out while this process was not running."""
 HOLD_S = 6.0
@@ -258,21 +260,27 @@ class Supervisor:
 
     def _note_descendants(self) -> None:
         """Write down who runs, for the agent that may have to kill them without us."""
-        known = {str(pid): birth for pid, birth in processes.living_descendants(os.getpid()).items()}
+        found = processes.living_descendants(os.getpid())
+        known = {str(pid): birth for pid, birth in found.items() if not _in_group(pid, self.saver)}
         if known != self.state["descendants"]:
             self.state["descendants"] = known
             self._write("state.json", self.state)
 
     def _start_saving(self) -> None:
-        """Take a checkpoint in a process of its own, so that a slow push never delays a kill."""
+        """Take a checkpoint in a process group of its own, so that a slow push never delays a kill."""
         if self.saver:
             return
         self.saver = os.fork()
         if self.saver == 0:
             try:
+                os.setpgid(0, 0)
                 self._save_beside()
             finally:
                 os._exit(0)
+        try:
+            os.setpgid(self.saver, self.saver)  # both do it: whoever comes first
+        except OSError:
+            return
 
     def _save_beside(self) -> None:
         snapshot = self._salvage.snapshot()
@@ -311,20 +319,28 @@ class Supervisor:
 
         A process without children has no descendants, since orphans come to their subreaper. The marker finds those
         that were started through somebody else, and everything where there is no subreaper.
+
+        A checkpoint under way is asked to end: git that is killed while it pushes to a remote on this machine leaves
+        its locks on the job's refs, and nobody could push there ever again.
         """
         limit = time.monotonic() + KILL_LIMIT_S
+        saver, patience = self.saver, time.monotonic() + SAVER_GRACE_S
+        if saver:
+            processes.kill(-saver, signal.SIGTERM)
+            processes.kill(-saver, signal.SIGCONT)  # it may be held still
         marker = f"GIGAFACTORY_RUN_DIR={self.folder}"
         look_around = self.reason != "exited" or not processes.LINUX
         while time.monotonic() < limit:
-            victims = processes.living_descendants(os.getpid())
-            if not victims and not self._reap():
-                victims = processes.marked_processes(marker) if look_around else {}
-                if not victims:
+            found = processes.living_descendants(os.getpid())
+            if not found and not self._reap():
+                found = processes.marked_processes(marker) if look_around else {}
+                if not found:
                     return True
-            for pid in victims:
-                processes.kill(pid)
+            for pid in found:
+                if time.monotonic() > patience or not _in_group(pid, saver):
+                    processes.kill(pid)
             self._reap()
-            time.sleep(0.001 if victims else 0)
+            time.sleep(0.001 if found else 0)
         return False
 
     def _finish(self, started_at: float, group_dead: bool) -> None:
@@ -406,6 +422,14 @@ class Supervisor:
         with open(draft, "w", encoding="utf-8") as file:  # noqa: PTH123
             json.dump(value, file)
         os.replace(draft, f"{self.folder}/{name}")  # noqa: PTH105
+
+
+def _in_group(pid: int, group: int) -> bool:
+    """Return whether a process is in a process group; none is in group 0."""
+    try:
+        return group != 0 and os.getpgid(pid) == group
+    except ProcessLookupError:
+        return False
 
 
 def _pidfd(pid: int) -> int:

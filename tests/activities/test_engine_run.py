@@ -96,6 +96,16 @@ async def test_next_epoch_continues_from_the_checkpoint_elsewhere(
     assert remote.git("log", "--all", "--format=%H", "--", "late.txt") == ""
 
 
+async def test_lock_left_on_the_remote_is_no_lost_lease(bench: Bench, remote: Checkout) -> None:
+    """Whatever holds a ref's lock, no newer epoch does: the trouble is the remote's, and the failure names it."""
+    lock = Path(remote.git("rev-parse", "--absolute-git-dir"), f"{job_ref('j-1')}.lock")
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    built = await bench.build(bench.spec("echo x > x"))
+    assert (built.outcome, built.failure) == ("failed", FailureKind.WORKSPACE)
+    assert f"{job_ref('j-1')}: " in built.message
+
+
 async def test_checkpoint_that_is_gone_starts_from_the_base(bench: Bench) -> None:
     """A checkpoint that nobody has any more costs its work, not the job."""
     built = await bench.build(bench.spec("ls"), epoch=2, checkpoint_sha="1" * 40, checkpoint_epoch=1)

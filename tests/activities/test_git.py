@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -56,6 +57,24 @@ async def test_slow_command_is_killed_with_its_children(tmp_path: Path) -> None:
     with pytest.raises(WorkspaceError, match="took longer than"):
         await git.run_git("-c", "alias.wait=!sleep 600", "wait", at=tmp_path, timeout_s=0.3)
     assert time.monotonic() - began < 5
+
+
+async def test_cancelled_push_leaves_no_lock_on_a_remote_of_this_machine(tmp_path: Path, remote: Checkout) -> None:
+    """Git that is killed in mid-push never gives its locks back; here it is asked to end, and the next push passes."""
+    held, bare = tmp_path / "held", tmp_path / "bare.git"
+    remote.git("clone", "-q", "--bare", ".", str(bare))
+    hook = bare / "hooks" / "reference-transaction"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f'#!/bin/sh\n[ "$1" = prepared ] || exit 0\n: > {held}\nsleep 600\n')
+    hook.chmod(0o755)
+    pushing = asyncio.create_task(git.push(remote.path, str(bare), ["HEAD:refs/gigafactory/job/j-1"]))
+    while not held.exists():
+        await asyncio.sleep(0.01)
+    pushing.cancel()
+    with suppress(asyncio.CancelledError):
+        await pushing
+    hook.unlink()
+    assert (await git.push(remote.path, str(bare), ["HEAD:refs/gigafactory/job/j-1"])).ok
 
 
 async def test_cancelled_command_is_killed(tmp_path: Path) -> None:

@@ -294,6 +294,38 @@ async def test_checkpoint_reaches_the_remote_and_leaves_the_index_alone(
     run.close()
 
 
+HELD = """#!/bin/sh
+[ "$1" = prepared ] && [ ! -e {held} ] || exit 0
+echo locked > {held}
+sleep 600
+"""
+"""A hook that stops the first push to a remote while it holds the locks of its refs."""
+
+
+@pytest.mark.parametrize("end", ["exit", "stop"])
+async def test_checkpoint_under_way_leaves_no_lock_on_the_remote(
+    tmp_path: Path, supervisors: Supervisors, place: GitPlan, remote: Checkout, end: str
+) -> None:
+    """A push that the end of the run interrupts keeps nobody from pushing the job's refs afterwards."""
+    held = tmp_path / "held"
+    git_dir = Path(remote.git("rev-parse", "--absolute-git-dir"))
+    hook = git_dir / "hooks" / "reference-transaction"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(HELD.format(held=held))
+    hook.chmod(0o755)
+    script = f"echo one > new.txt; while [ ! -s {held} ]; do sleep 0.05; done"
+    wait = "; sleep 600" if end == "stop" else ""
+    run = await supervisors.launch(spec(tmp_path, script + wait, git=place, checkpoint_s=0.1), ENV)
+    await appears(held)
+    if end == "stop":
+        run.stop("cancelled")
+    outcome = await ended(run)
+    assert outcome.group_dead
+    assert list((git_dir / "refs").rglob("*.lock")) == []
+    assert outcome.changed, "the last snapshot is taken all the same"
+    run.close()
+
+
 async def test_secret_and_huge_files_stay_on_the_machine(
     tmp_path: Path, supervisors: Supervisors, place: GitPlan, remote: Checkout
 ) -> None:
