@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,8 +50,13 @@ SESSION = pytest.StashKey[pytest.Session]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Keep the session, whose exit status is final only after all has been reported."""
+    """Keep the session, whose exit status is final only after all has been reported; listen to Ctrl-C again.
+
+    A run that a script began in its background ignores SIGINT, and so would every process that a test interrupts.
+    """
     session.config.stash[SESSION] = session
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 TOPOLOGY = os.environ.get("GIGAFACTORY_TEST_TOPOLOGY", "embedded")
