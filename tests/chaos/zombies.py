@@ -174,11 +174,17 @@ def _agent(campaign: Campaign, factory: str) -> dict[str, Any]:
 
 
 async def _activity(client: Client, job_id: str) -> AsyncActivityHandle:
-    """Return a handle on the engine activity of the first epoch."""
+    """Return a handle on the engine activity of the first epoch, once Temporal has given it up too.
+
+    Until its heartbeat is overdue Temporal takes its result, which the workflow does not look at any more.
+    """
     workflow = client.get_workflow_handle(workflow_id("default", job_id))
     history = await workflow.fetch_history()
     scheduled = (event.activity_task_scheduled_event_attributes for event in history.events)
     first = next(one.activity_id for one in scheduled if one.activity_type.name == "run_engine")
+    async with asyncio.timeout(WAIT_S):
+        while first in [one.activity_id for one in (await workflow.describe()).raw_description.pending_activities]:
+            await asyncio.sleep(0.1)
     run_id = (await workflow.describe()).run_id
     return client.get_async_activity_handle(workflow_id=workflow.id, run_id=run_id, activity_id=first)
 
