@@ -76,16 +76,18 @@ async def keep_beating(
 
     """
     handle = activity.client().get_async_activity_handle(task_token=activity.info().task_token)
+    patience_s = max(beat_s, 1.0)
     pause = beat_s
     while True:
         await asyncio.sleep(pause)
         asked_at = lease.asked() if lease else 0.0
         try:
-            await handle.heartbeat(dict(details()), rpc_timeout=timedelta(seconds=max(beat_s, 1.0)))
+            async with asyncio.timeout(patience_s):  # a connection that is refused the SDK tries again for ten seconds
+                await handle.heartbeat(dict(details()), rpc_timeout=timedelta(seconds=patience_s))
         except AsyncActivityCancelledError as error:
             return "paused" if error.details and error.details.paused else "cancelled"
-        except RPCError as error:
-            if error.status == RPCStatusCode.NOT_FOUND:
+        except (RPCError, TimeoutError) as error:
+            if isinstance(error, RPCError) and error.status == RPCStatusCode.NOT_FOUND:
                 return "lost"
             pause = min(beat_s, 0.5)
             if unheard is not None:
