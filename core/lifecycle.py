@@ -112,6 +112,16 @@ class Record(Message):
     end_cooldowns: bool = False
     """The engines that may do the job are asked again at once, wherever they were not to be (an operator's word)."""
 
+    def timeless(self) -> dict[str, Any]:
+        """Return, as JSON, what was decided, without the moments that were counted from the time of the decision.
+
+        A workflow task whose worker died is done again later: it decides the same, for other moments.
+        """
+        decided = self.model_dump(mode="json", exclude={"cooldown": {"until"}, "conditions": {"__all__": {"until"}}})
+        for entry in decided["entries"]:
+            entry["data"].pop("cooldown_until", None)
+        return decided
+
 
 class RecordAck(Message):
     """Answer to a `Record`: whether it was new, whether capacity became free, whether other jobs are to be told."""

@@ -23,7 +23,7 @@ from store.tables import records, runs
 
 
 def record(connection: Connection, job_id: str, seq: int, change: Record, now: datetime) -> RecordAck:
-    """Apply `change` unless it was applied before.
+    """Apply `change` unless it was applied before, be it for other moments: those that were written first stay.
 
     Raises:
         IllegalTransition: the job is in a stage from which the path does not lead on.
@@ -31,7 +31,7 @@ def record(connection: Connection, job_id: str, seq: int, change: Record, now: d
 
     """
     job = open_job(connection, job_id, now)
-    sha256 = digest(change.model_dump(mode="json"))
+    sha256 = digest(change.timeless())
     known = connection.execute(select(records).where(records.c.job_id == job_id, records.c.seq == seq)).one_or_none()
     if known is not None:
         if known.sha256 != sha256:

@@ -80,7 +80,9 @@ def test_roles_that_are_not_for_people_open_a_handful_of_routes() -> None:
         "POST /fleet/factories/{factory}/heartbeat",
         "POST /fleet/factories/{factory}/drain",
         "POST /fleet/factories/{factory}/leave",
+        "POST /fleet/attempts/{job_id}/{epoch}/alive",
         "POST /fleet/attempts/{job_id}/{epoch}/report",
+        "POST /fleet/attempts/{job_id}/{epoch}/quarantined",
         "POST /fleet/attempts/{job_id}/{epoch}/artifacts",
         "POST /fleet/attempts/{job_id}/{epoch}/death",
     }

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 import pytest
 
 from core.attempt import Usage
 from core.errors import Conflict, IllegalAction, IllegalTransition, NotFound, StaleEpoch
-from core.job import Condition, Dependency, Stage
+from core.job import Condition, Cooldown, Dependency, Stage
 from core.lifecycle import TRANSITIONS, Entry, Record
 from store.projection import stages_to_go
 from tests.store.fleet import BASE, CANDIDATE, CHECKPOINT, Fleet
@@ -54,6 +55,30 @@ async def test_record_with_a_used_number_and_other_content_is_a_conflict(floor: 
         await floor.ledger.record("j-1", 1, Record(approved_by="eve"), floor.now)
     with pytest.raises(NotFound):
         await floor.ledger.record("j-x", 1, Record(), floor.now)
+
+
+async def test_record_of_a_task_that_is_done_again_later_counts_once(floor: Fleet) -> None:
+    """Its worker died after it had written: the same decision comes again, for later moments; the first ones stay."""
+
+    def requeued(now: datetime) -> Record:
+        until = now + timedelta(seconds=5)
+        return Record(
+            path=(Stage.QUEUED,),
+            epoch=1,
+            attempt_outcome="rate_limited",
+            entries=(Entry(type="job.requeued", message="limited", data={"cooldown_until": until.isoformat()}),),
+            conditions=(Condition(type="blocked", reason="backoff", message="again later", until=until),),
+            cooldown=Cooldown(until=until, reason="limited"),
+        )
+
+    written = floor.now
+    await floor.ledger.record("j-1", 1, requeued(written), written)
+    events = await floor.events("j-1")
+    later = floor.tick(20)
+
+    assert not (await floor.ledger.record("j-1", 1, requeued(later), later)).applied
+    assert await floor.events("j-1") == events
+    assert [condition.until for condition in (await floor.job("j-1")).conditions] == [written + timedelta(seconds=5)]
 
 
 # --- stages -------------------------------------------------------------------------------------------------------

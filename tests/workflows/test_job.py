@@ -363,10 +363,14 @@ async def test_limited_job_moves_on_rests_and_wakes(floor: Floor) -> None:
     assert (state.epoch, state.failures, state.reclaims) == (4, 0, 0)
     assert floor.control.entries.count("job.rests") == 2
     assert floor.control.holds == 0
-    assert [r.record.cooldown is not None for r in floor.control.records if r.record.attempt_outcome] == [
-        *(True, True, True),
-        False,
-    ]
+
+    def cooldowns() -> list[bool]:
+        return [r.record.cooldown is not None for r in floor.control.records if r.record.attempt_outcome]
+
+    async with asyncio.timeout(20):  # the state is told before its record is written
+        while len(cooldowns()) < 4:
+            await asyncio.sleep(0.02)
+    assert cooldowns() == [True, True, True, False]
     await ship(handle)
     await handle.result()
     await keep_history(handle, "failover")
