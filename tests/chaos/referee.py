@@ -18,6 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tests.bench.field import make_remote
+
 SHIPPED = "refs/gigafactory/shipped/"
 MARK = b"GIGAFACTORY_ATTEMPT="
 STEPS = 3
@@ -131,7 +133,7 @@ class Referee:
         self.ledger = folder / "ledger"
         folder.mkdir(exist_ok=True)
         self.ledger.touch()
-        self.remotes = [make_remote(folder / f"remote-{number}") for number in range(remotes)]
+        self.remotes = [make_remote(folder / f"remote-{number}")[0] for number in range(remotes)]
 
     def task(self, number: int) -> Task:
         """Return the job of that number; remotes and ways to ship take turns."""
@@ -230,15 +232,3 @@ def refs(repository: Path, prefix: str) -> dict[str, str]:
     """Return name → commit of all refs below a prefix."""
     told = git(repository, "for-each-ref", "--format=%(refname) %(objectname)", prefix)
     return dict(line.split() for line in told.splitlines())
-
-
-def make_remote(folder: Path) -> Path:
-    """Make a bare repository with one commit on `main`; return its path."""
-    seed, remote = folder / "seed", folder / "remote.git"
-    seed.mkdir(parents=True)
-    git(seed, "init", "-q")
-    (seed / "README.md").write_text("# chaos\n")
-    git(seed, "add", "-A")
-    git(seed, "commit", "-qm", "seed")
-    git(folder, "clone", "-q", "--bare", str(seed), str(remote))
-    return remote

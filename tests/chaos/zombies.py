@@ -31,9 +31,10 @@ from activities.fence import branch_ref, job_ref, opened, shipped, shipped_ref, 
 from activities.workspace import store
 from core.attempt import BuildResult, workflow_id
 from core.link import Answer, Call, Hello
+from tests.bench.field import make_remote
 from tests.bench.measuring import tell
 from tests.chaos.campaign import Campaign
-from tests.chaos.referee import make_remote, refs
+from tests.chaos.referee import refs
 from workers.process_table import is_alive
 from workers.stack_state import read_state
 
@@ -82,7 +83,7 @@ async def attack(campaign: Campaign, writes: int) -> Outcome:
     state = read_state(campaign.ground.home)
     assert state is not None
     client = await Client.connect(state.urls["temporal"], data_converter=pydantic_data_converter)
-    remote = make_remote(campaign.referee.ledger.parent / "remote-of-zombies")
+    remote = make_remote(campaign.referee.ledger.parent / "remote-of-zombies")[0]
     zombies = [await _raise(campaign, client, remote, number) for number in range(JOBS)]
     await _ship(campaign, zombies[0].job_id)
     mirror = campaign.referee.ledger.parent / "mirror-of-zombies"
