@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +58,19 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.stash[SESSION] = session
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test an id of its own: of several with one id, a run side by side would run one and no other.
+
+    Schemathesis names its tests after their operations, which since pytest 9.2 does not reach their ids.
+    """
+    for item in items:
+        if not item.nodeid.endswith(item.name):
+            item._id = item.id.with_params(item.name.partition("[")[2].removesuffix("]"))
+    twins = [nodeid for nodeid, count in Counter(item.nodeid for item in items).items() if count > 1]
+    if twins:
+        pytest.exit(f"several tests share one id: {', '.join(twins)}", returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 TOPOLOGY = os.environ.get("GIGAFACTORY_TEST_TOPOLOGY", "embedded")
