@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
@@ -16,7 +16,7 @@ from api import problems
 from api.auth import Authentication, open_routes
 from api.backend import Backend
 from api.documents import Problem
-from api.guards import LOOPBACK_NAMES, BodyLimit, HostCheck, RequestScope
+from api.guards import LOOPBACK_NAMES, BodyLimit, HostCheck, RequestScope, whole_characters
 from api.routes import actions, attempts, enrolment, factories, jobs, link, recovery, submit, switch, system, tokens
 from core.errors import GigafactoryError
 from core.version import VERSION
@@ -62,6 +62,7 @@ def bare_app() -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(whole_characters)],
         generate_unique_id_function=_operation_id,
         exception_handlers={
             GigafactoryError: problems.on_expected_error,

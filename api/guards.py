@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import uuid
@@ -14,9 +15,11 @@ from typing import Final
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import ProblemResponse, problem_of_bug, problem_of_status
+from core.errors import FieldProblem, InvalidInput
 
 log = structlog.get_logger("api")
 
@@ -28,6 +31,7 @@ SPOOL_LIMIT: Final = 8 * MIB
 SUBMIT_LIMIT: Final = 16 * MIB
 """A submit may carry ten thousand files."""
 ARTIFACT_LIMIT: Final = 64 * MIB
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -41,6 +45,28 @@ def body_limit(path: str) -> int:
         if path.endswith("/artifacts"):
             return ARTIFACT_LIMIT
     return BODY_LIMIT
+
+
+async def whole_characters(connection: HTTPConnection) -> None:
+    """Refuse a JSON body with half a surrogate pair, which UTF-8 cannot say: neither ledger nor answers could carry it.
+
+    Raises:
+        InvalidInput: there is one.
+
+    """
+    if not isinstance(connection, Request) or connection.url.path.endswith("/artifacts"):
+        return  # a captured file is kept as it is
+    body = await connection.body()
+    if _SURROGATE.search(body) is None:
+        return
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        around = error.object[max(0, error.start - 20) : error.end + 20]
+        problem = FieldProblem(
+            path="body", message="half of a surrogate pair is no character", value=around, expected="text of whole ones"
+        )
+        raise InvalidInput("1 problem in the request", (problem,)) from None
 
 
 class RequestScope:

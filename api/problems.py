@@ -35,7 +35,9 @@ class ProblemResponse(Response):
     media_type = MEDIA_TYPE
 
     def __init__(self, problem: Mapping[str, Any], *, headers: Mapping[str, str] | None = None) -> None:
-        body = json.dumps(problem, default=str, ensure_ascii=False)
+        text = json.dumps(problem, default=str, ensure_ascii=False)
+        # Half a surrogate pair, quoted from the request, is no UTF-8; as JSON's own escape it is shown as it came.
+        body = text.encode(errors="backslashreplace")
         super().__init__(body, status_code=int(problem["status"]), headers=dict(headers or {}))
 
 

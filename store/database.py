@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
@@ -159,7 +160,7 @@ def sqlite_engine(url: URL, synchronous: Synchronous, *, begin: str, connections
     def configure(connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None  # the driver's own BEGIN comes late and is a deferred one
         connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-        connection.execute("PRAGMA journal_mode=WAL")
+        _turn_on_wal(connection)
         connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute("PRAGMA foreign_keys=ON")
         if read_only:
@@ -170,6 +171,23 @@ def sqlite_engine(url: URL, synchronous: Synchronous, *, begin: str, connections
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def _turn_on_wal(connection: sqlite3.Connection) -> None:
+    """Use write-ahead logging; the first of several processes to open a new file switches it.
+
+    SQLite's busy timeout does not hold for this switch, so those that come at that moment try again.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 class SqliteDatabase:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,21 +20,14 @@ import httpx
 from core.settings import Settings
 from store import migrate
 from store.token_files import ensure_factory_token
+from workers.temporal_server import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 USER = "token"
 """Name of the file with the user's token."""
 NOWHERE = "127.0.0.1:1"
 """An address at which no Temporal server answers."""
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import socket
 import sys
@@ -20,6 +21,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from temporalio.api.namespace.v1 import NamespaceConfig
@@ -363,12 +365,17 @@ async def _run(
 # --- starting -------------------------------------------------------------------------------------
 
 
+UNUSED_BY_CLIENTS: Final = range(20_000, 32_768)
+"""Ports below those that Linux (32768), macOS and Windows (49152) give to outgoing connections."""
+
+
 def free_port(first: int = 0, *, host: str = LOOPBACK, tries: int = 100) -> int:
     """Return a free TCP port: the first one from `first` upwards, or any when `first` is 0 or all `tries` are taken.
 
-    Free means free now; whoever binds it must still be ready to lose the race.
+    Free means free now; whoever binds it must still be ready to lose the race. Any is one that no system gives to
+    outgoing connections, so that only another server can win it.
     """
-    for port in range(first, first + tries) if first else ():
+    for port in range(first, first + tries) if first else random.SystemRandom().sample(UNUSED_BY_CLIENTS, tries):
         with socket.socket() as probe, contextlib.suppress(OSError):
             # As servers do: a port in TIME_WAIT from the last run is free, one that is listened on is not.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

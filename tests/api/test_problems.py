@@ -38,7 +38,8 @@ async def test_error_of_any_layer_is_a_problem_document(
 
 
 @pytest.mark.parametrize(
-    "body", ['{"manifest": ', "[1, 2]", '"x"', "null", '{"jobs": []}', '{"jobs": [{}]}', "\x00", ""]
+    "body",
+    ['{"manifest": ', "[1, 2]", '"x"', "null", '{"jobs": []}', '{"jobs": [{}]}', "\x00", "", '{"manifest": "\\uda28"}'],
 )
 async def test_body_that_is_no_request_is_422(api: Api, body: str) -> None:
     """No body that a caller can send ends in anything but a problem."""

@@ -21,8 +21,9 @@ from cli.client import Client as StdlibClient
 from cli.client import ConnectionLost, ServerEvent
 from cli.home import Endpoint
 from core.attempt import workflow_id
-from tests.api_process import ApiProcess, free_port, running_api
+from tests.api_process import ApiProcess, running_api
 from tests.conftest import TemporalServer
+from workers.temporal_server import free_port
 
 JOB = "---\nengine: shell\nrepo: scratch:demo\n---\n# Say hi\n\necho hi > hi.txt\n"
 

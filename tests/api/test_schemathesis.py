@@ -49,7 +49,7 @@ def test_operation_keeps_to_its_description(case: Case[Any], api: ApiProcess) ->
     side = api.of_factory("brisk-otter") if machine else "token"
     case.headers.pop("authorization", None)
     shown = a_token(api) if case.path.endswith("/tokens/self/rotate") else api.token(side)
-    answer = case.call(base_url=api.url, headers={"Authorization": f"Bearer {shown}"}, timeout=20)
+    answer = case.call(base_url=api.url, headers={"Authorization": f"Bearer {shown}"}, timeout=120)
     if answer.status_code == 503 and case.path.endswith(("/actions", "/recover")):
         return  # no Temporal here, and that is documented
     case.validate_response(answer, checks=CHECKS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 
 import httpx
@@ -14,7 +15,6 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.chaos.doors import LOOPBACK, Door, HttpRelay, Losses
-from workers.temporal_server import free_port
 
 LARGE = "x" * 100_000
 """Longer than the 16-bit length of a frame."""
@@ -26,7 +26,8 @@ class Site:
     def __init__(self) -> None:
         self.served: list[str] = []
         self.losses = Losses()
-        self.port = free_port()
+        self.socket = socket.create_server((LOOPBACK, 0))
+        self.port = self.socket.getsockname()[1]
         self.relay = HttpRelay(lambda: f"{LOOPBACK}:{self.port}", self.losses)
         self.door = Door(lambda: f"{LOOPBACK}:{self.relay.port}")
         self.app = FastAPI()
@@ -37,14 +38,14 @@ class Site:
         self.served.append("submit")
         return {"text": LARGE}
 
-    async def link(self, socket: WebSocket) -> None:
-        await socket.accept()
+    async def link(self, link: WebSocket) -> None:
+        await link.accept()
         try:
             while True:
-                message = await socket.receive_json()
+                message = await link.receive_json()
                 self.served.append(message["kind"])
                 if message["kind"] == "call":
-                    await socket.send_json({"kind": "answer", "id": message["id"], "status": 200, "body": {"a": LARGE}})
+                    await link.send_json({"kind": "answer", "id": message["id"], "status": 200, "body": {"a": LARGE}})
         except WebSocketDisconnect:
             return
 
@@ -60,8 +61,8 @@ class Site:
 async def site() -> AsyncIterator[Site]:
     """Return a running site."""
     made = Site()
-    server = uvicorn.Server(uvicorn.Config(made.app, host=LOOPBACK, port=made.port, log_level="error", lifespan="off"))
-    serving = asyncio.create_task(server.serve())
+    server = uvicorn.Server(uvicorn.Config(made.app, log_level="error", lifespan="off"))
+    serving = asyncio.create_task(server.serve(sockets=[made.socket]))
     await made.relay.open()
     await made.door.open()
     while not server.started:
