@@ -8,12 +8,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 NO_TESTS_COLLECTED = 5
 """pytest's exit code when a selection matched nothing; no failure for one of our two calls, only for both."""
@@ -35,6 +40,10 @@ class Step:
     command: tuple[str, ...]
     good_codes: tuple[int, ...] = (0,)
     environ: Mapping[str, str] = field(default_factory=dict)
+
+    def verdict(self, code: int) -> str:
+        """Return how the step ended, for people."""
+        return "ok" if code in self.good_codes else f"failed (exit code {code})"
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,11 @@ def parse_options(argv: Sequence[str]) -> Options:
     )
     parser.add_argument("--cov", action="store_true", help="measure branch coverage and print what is not covered")
     parser.add_argument(
-        "-n", dest="jobs", type=int, default=None, help="test processes (default 2; 0 with --pdb or -s)"
+        "-n",
+        dest="jobs",
+        type=int,
+        default=None,
+        help="processes of each of the two test runs (default 2; 0 with --pdb or -s)",
     )
     known, rest = parser.parse_known_args(argv)
     interactive = any(argument in {"--pdb", "--trace", "-s", "--capture=no"} for argument in rest)
@@ -79,10 +92,10 @@ def plan_checks(root: Path) -> list[Step]:
 
 
 def plan_tests(options: Options) -> list[Step]:
-    """List the pytest calls: the tests marked `serial` alone and without xdist, then all others side by side.
+    """List the pytest calls: the tests that start whole stacks, and all others.
 
-    In this order because the last closing line should be the one that counts most tests. With coverage the second
-    call adds to what the first one measured and prints the report.
+    Both run at once: stacks mostly wait, and so they leave the cores to the others. With coverage they run one after
+    the other, the second adds to what the first one measured and prints the report.
     """
     pytest = (sys.executable, "-P", "-m", "pytest")
     packages = ("core", "engines", "store", "activities", "workflows", "workers", "api", "cli")
@@ -91,16 +104,16 @@ def plan_tests(options: Options) -> list[Step]:
     if options.jobs < 2:
         report = ("--cov-report=term-missing:skip-covered",) if cov else ()
         return [Step("pytest", (*pytest, *cov, *report, *options.pytest_args), environ=environ)]
-    spread = ("-n", str(options.jobs), "--dist", "loadgroup")
+    spread = ("-n", str(options.jobs), "--dist")
     first = (*cov, "--cov-report=") if cov else ()
     second = (*cov, "--cov-append", "--cov-report=term-missing:skip-covered") if cov else ()
     good = (0, NO_TESTS_COLLECTED)
     wish, rest = _take_marker_expression(options.pytest_args)
-    serial = f"({wish}) and serial" if wish else "serial"
-    others = f"({wish}) and not serial" if wish else "not serial"
+    stacks = f"({wish}) and stack" if wish else "stack"
+    others = f"({wish}) and not stack" if wish else "not stack"
     return [
-        Step("pytest (serial)", (*pytest, *first, *rest, "-m", serial), good, environ),
-        Step("pytest (side by side)", (*pytest, *spread, *second, *rest, "-m", others), good, environ),
+        Step("pytest (stacks)", (*pytest, *spread, "loadfile", *first, *rest, "-m", stacks), good, environ),
+        Step("pytest (all others)", (*pytest, *spread, "load", *second, *rest, "-m", others), good, environ),
     ]
 
 
@@ -115,20 +128,45 @@ def _take_marker_expression(arguments: Sequence[str]) -> tuple[str, tuple[str, .
     return "", tuple(rest)
 
 
-def run_step(step: Step, root: Path) -> int:
-    """Run one step in the project root, show its name and time, and return its exit code.
+def run_step(step: Step, root: Path, sink: IO[bytes] | None = None) -> int:
+    """Run one step in the project root and return its exit code; what it prints goes to `sink`, or is ours."""
+    environ = {**os.environ, **step.environ}
+    errors = None if sink is None else subprocess.STDOUT
+    done = subprocess.run(
+        step.command, cwd=root, env=environ, stdin=subprocess.DEVNULL, stdout=sink, stderr=errors, check=False
+    )
+    return done.returncode
+
+
+def run_in_turn(steps: Sequence[Step], root: Path) -> list[int]:
+    """Run steps one after the other; show what each prints, and its verdict."""
+    codes = []
+    for step in steps:
+        _tell(f"── {step.name}")
+        started = time.monotonic()
+        codes.append(code := run_step(step, root))
+        _tell(f"── {step.name}: {step.verdict(code)} in {time.monotonic() - started:.1f} s")
+    return codes
+
+
+def run_at_once(steps: Sequence[Step], root: Path) -> list[int]:
+    """Run pytest calls at the same time; show what the first prints at once, and of the others when it is over.
 
     pytest says its own time in its closing line, and nothing may follow that.
     """
-    _tell(f"── {step.name}")
-    started = time.monotonic()
-    environ = {**os.environ, **step.environ}
-    code = subprocess.run(step.command, cwd=root, env=environ, stdin=subprocess.DEVNULL, check=False).returncode
-    if step.name.startswith("pytest"):
-        return code
-    verdict = "ok" if code in step.good_codes else f"failed (exit code {code})"
-    _tell(f"── {step.name}: {verdict} in {time.monotonic() - started:.1f} s")
-    return code
+    first, *others = steps
+    _tell(f"── {' beside '.join(step.name for step in steps)}")
+    with ThreadPoolExecutor() as pool, ExitStack() as files:
+        sinks = [files.enter_context(TemporaryFile()) for _ in others]
+        runs = [pool.submit(run_step, step, root, sink) for step, sink in zip(others, sinks, strict=True)]
+        codes = [run_step(first, root)]
+        for step, run, sink in zip(others, runs, sinks, strict=True):
+            codes.append(run.result())
+            _tell(f"── {step.name}")
+            sink.seek(0)
+            shutil.copyfileobj(sink, sys.stdout.buffer)
+    sys.stdout.flush()
+    return codes
 
 
 def prepare_temporal() -> None:
@@ -152,8 +190,8 @@ def prepare_temporal() -> None:
 def main(argv: Sequence[str]) -> int:
     """Run the checks and the tests; return the first failing exit code, or 0.
 
-    All steps run even after a failure, so that one look shows everything; failed checks are named again before the
-    tests start, whose output ends with pytest's closing line.
+    All steps run even after a failure, so that one look shows everything; failed checks are named before the tests
+    start, whose output ends with pytest's closing line.
     """
     root = Path(os.environ.get("GIGAFACTORY_ROOT") or Path(__file__).resolve().parent.parent)
     options = parse_options(argv)
@@ -161,11 +199,12 @@ def main(argv: Sequence[str]) -> int:
     tests = [] if options.checks_only else plan_tests(options)
     if tests and not options.pytest_args:
         prepare_temporal()
-    codes = [(step, run_step(step, root)) for step in (*checks, *tests)]
-    failed = [code for step, code in codes if code not in step.good_codes]
+    run = run_in_turn if options.coverage else run_at_once
+    codes: list[int] = [*run_in_turn(checks, root), *(run(tests, root) if tests else ())]
+    failed = [code for step, code in zip((*checks, *tests), codes, strict=True) if code not in step.good_codes]
     if failed:
         return failed[0]
-    nothing_ran = tests and all(code == NO_TESTS_COLLECTED for _, code in codes[len(checks) :])
+    nothing_ran = bool(tests) and all(code == NO_TESTS_COLLECTED for code in codes[len(checks) :])
     return NO_TESTS_COLLECTED if nothing_ran else 0
 
 

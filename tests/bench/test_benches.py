@@ -12,7 +12,7 @@ import pytest
 from cli.bench import names
 from tests.bench.field import ROOT
 
-pytestmark = [pytest.mark.serial, pytest.mark.chaos, pytest.mark.slow]
+pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.slow]
 
 
 def run(name: str, *arguments: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.bench.field import ROOT
 
-pytestmark = [pytest.mark.serial, pytest.mark.chaos]
+pytestmark = [pytest.mark.stack, pytest.mark.chaos]
 
 BENCH = """
 import asyncio

@@ -52,7 +52,7 @@ LARGE_EVERY = 10
 LOOK_S = 0.5
 TELL_S = 10.0
 ASK_AGAIN_S = 4.0
-TARGET_S = 20.0
+TARGET_S = 5.0
 """How long a fault waits for somebody to happen to."""
 EVERY_S = 20.0
 STALL_S = 150.0

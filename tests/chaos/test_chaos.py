@@ -12,9 +12,9 @@ import pytest
 from tests.conftest import ENVIRON, TOPOLOGY
 from tests.e2e.conftest import ROOT
 
-pytestmark = [pytest.mark.serial, pytest.mark.chaos, pytest.mark.slow]
+pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.slow]
 
-JOBS, KILLS, ZOMBIES = 16, 12, 63
+JOBS, KILLS, ZOMBIES = 12, 8, 42
 
 
 @pytest.mark.req("F4", "F6")

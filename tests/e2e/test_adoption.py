@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.conftest import LEASE_S, Remote, Stack, wait_for
 from tests.e2e.test_gates import job
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.stack
 
 OUTAGES = 12
 """A server that is back may hear a late heartbeat before its timer rings, about every other time: then nothing is

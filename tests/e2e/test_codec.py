@@ -11,7 +11,7 @@ from temporalio.client import Client
 from core.attempt import workflow_id
 from tests.e2e.conftest import ROOT, Remote, running_stack, wait_for
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.stack
 
 SECRET = "grey-heron-at-dawn"
 JOB = """---

@@ -17,7 +17,7 @@ from tests.engines.clis import REQUIRED, ClisMissing, installed_clis
 from tests.engines.endpoint import Answer, Failure, ScriptedEndpoint, Tool
 from tests.engines.running import NoWayOut
 
-pytestmark = [pytest.mark.serial, pytest.mark.cli_real]
+pytestmark = [pytest.mark.stack, pytest.mark.cli_real]
 PATIENCE_S = 240.0
 
 

@@ -13,7 +13,7 @@ import pytest
 from core.attempt import workflow_id
 from tests.e2e.conftest import BEAT_S, Remote, Stack, git, wait_for
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.stack
 
 
 def job(remote: Remote | None, script: str, *fields: str) -> str:

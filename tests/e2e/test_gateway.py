@@ -29,7 +29,7 @@ from tests.workers.gateway_running import Raw
 from workers.gateway_client import LOOK_S
 from workers.temporal_server import free_port
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.stack
 
 LEASE_S = 12.0
 """Longer than a gateway takes to come back on a busy machine: an attempt outlives that by its lease."""

@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.conftest import LEASE_S, Remote, Stack, wait_for
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.stack
 
 
 def slow_job(remote: Remote, ledger: Path, *, steps: int = 8, pause_s: float = 0.4) -> str:

@@ -11,7 +11,7 @@ from tests.conftest import TOPOLOGY
 from tests.e2e.conftest import Remote, Stack, running_stack, wait_for
 from tests.e2e.test_gates import job
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.stack
 
 LONG_BEAT_S = 60
 """Longer than any wait of these tests: what happens before a beat was told over the link."""

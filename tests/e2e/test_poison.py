@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.conftest import Remote, running_stack, wait_for
 from tests.e2e.test_kills import assert_shipped_once, building, slow_job, steps_of
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.stack
 
 MURDER = """
 pid=$$
@@ -78,7 +78,7 @@ def test_nothing_is_taken_over_from_a_machine_that_is_only_busy(tmp_path: Path, 
     lease_s = 10.0
     with running_stack(tmp_path / "home", factories=1, lease_ttl_s=lease_s, beat_s=lease_s / 6) as stack:
         ledgers = [tmp_path / f"ledger-{number}" for number in range(3)]
-        jobs = [stack.submit(slow_job(remote, ledger, steps=70, pause_s=0.5)) for ledger in ledgers]
+        jobs = [stack.submit(slow_job(remote, ledger, steps=44, pause_s=0.5)) for ledger in ledgers]
         for job_id, ledger in zip(jobs, ledgers, strict=True):
             building(stack, job_id, ledger, step=1)
         with saturated():

@@ -16,7 +16,7 @@ from tests.e2e.test_kills import assert_shipped_once, building, slow_job, steps_
 
 __all__ = ["postgres_server"]
 
-pytestmark = [pytest.mark.serial, pytest.mark.postgres, pytest.mark.chaos]
+pytestmark = [pytest.mark.stack, pytest.mark.postgres, pytest.mark.chaos]
 
 DATABASE = "whole_stack"
 

@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.conftest import Remote, running_stack, wait_for
 from tests.e2e.test_kills import assert_shipped_once, building, slow_job, steps_of
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.stack
 
 
 def of_priority(priority: str, manifest: str) -> str:

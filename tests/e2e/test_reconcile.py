@@ -25,7 +25,7 @@ from core.attempt import workflow_id
 from tests.conftest import TOPOLOGY
 from tests.e2e.conftest import Remote, Stack, wait_for
 
-pytestmark = [pytest.mark.serial, pytest.mark.chaos]
+pytestmark = [pytest.mark.stack, pytest.mark.chaos]
 
 SCHEDULE = "gf-reconcile"
 T = TypeVar("T")

@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import TOPOLOGY
 from tests.e2e.conftest import Remote, Stack, running_stack, wait_for
 
-pytestmark = [pytest.mark.serial, pytest.mark.chaos]
+pytestmark = [pytest.mark.stack, pytest.mark.chaos]
 
 NEVER_S = 100_000
 PATIENT_LEASE_S = 30.0

@@ -15,7 +15,7 @@ import pytest
 from tests.e2e.conftest import Remote, Stack, running_stack, wait_for
 from tests.e2e.test_kills import assert_shipped_once, building, slow_job
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.stack
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from tests.e2e.conftest import Remote, Stack, wait_for
 from tests.e2e.test_gates import job
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.stack
 
 ON_BASE = ("profile: solo", "ship: base", "verify: 'true'", "review-policy: auto")
 

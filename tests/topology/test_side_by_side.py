@@ -22,7 +22,7 @@ from tests.e2e.conftest import Remote, Stack, wait_for
 from tests.topology.compose import COMPOSE_FILE, read_services
 from tests.topology.conftest import FACTORIES, SEATS
 
-pytestmark = [pytest.mark.serial, pytest.mark.chaos]
+pytestmark = [pytest.mark.stack, pytest.mark.chaos]
 
 JOBS = 18
 LOCKS = ("left", "right", "")

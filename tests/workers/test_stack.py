@@ -283,7 +283,7 @@ def test_killed_part_is_back_at_once(stack: FakeStack, name: str) -> None:
     assert get(f"{url}/fleet/health") == 200
 
 
-@pytest.mark.serial
+@pytest.mark.stack
 def test_restart_takes_less_than_a_tenth_of_a_second(stack: FakeStack) -> None:
     """From the death of a part to its next process."""
     stack.up()

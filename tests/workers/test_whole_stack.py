@@ -20,7 +20,7 @@ from store.settings_source import ROOT
 from workers.stack_state import StackState, read_state
 from workers.stack_stop import strays_of
 
-pytestmark = [pytest.mark.chaos, pytest.mark.serial]
+pytestmark = [pytest.mark.chaos, pytest.mark.stack]
 
 JOB = """---
 engine: shell
