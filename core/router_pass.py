@@ -206,10 +206,7 @@ class Pass:
 
     def _entry_level(self, rank: int, product: str) -> int:
         """Return the level at which a seat that the product's oldest job could use was last given away."""
-        lines = self.queue.ranks.get(rank)
-        if lines is None or product not in lines.by_product:
-            return 0
-        needs = lines.oldest(product).job_class.needs
+        needs = self.queue.ranks[rank].oldest(product).job_class.needs
         if (rank, needs) not in self._entry:
             self._entry[rank, needs] = self._latest_level(rank, needs)
         return self._entry[rank, needs]
