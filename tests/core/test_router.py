@@ -185,7 +185,7 @@ def test_plan_factories_that_tell_their_names_are_judged_as_one_kind(monkeypatch
 @pytest.mark.req("R3")
 def test_plan_product_with_weights_of_its_own_chooses_by_them() -> None:
     """The same two places, the same kind of job: one product takes the cheaper factory, the other the freer one."""
-    products = (ProductView(product_id="thrifty", weights=Weights(load=0)), ProductView(product_id="hasty"))
+    products = (ProductView(product_id="thrifty", weights={"load": 0}), ProductView(product_id="hasty"))
     factories = [factory("cheap", 2, load=Decimal(1)), factory("dear", 2, cost_class=5)]
     jobs = [job("j-1", product_id="thrifty"), job("j-2", product_id="hasty")]
 
