@@ -68,9 +68,11 @@ def _is_section(item: ErrorDetails) -> bool:
 
 
 def path_of(location: Iterable[int | str]) -> str:
-    """Return a location as people write it: `retry.on[1]`."""
+    """Return a location as people write it: `retry.on[1]`; what is wrong with a name is said of the name's place."""
     path = ""
     for part in location:
+        if part == "[key]":
+            continue
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path
 

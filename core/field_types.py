@@ -257,6 +257,8 @@ def whole(least: int, most: int) -> BeforeValidator:
 
 
 Retries = Annotated[int, whole(0, 100), WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 100})]
+WEIGHT: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 1000}
+Weight = Annotated[int, whole(0, 1000), WithJsonSchema(WEIGHT)]
 Version = Annotated[int, whole(1, 1_000_000), WithJsonSchema({"type": "integer", "minimum": 1})]
 
 
@@ -378,6 +380,13 @@ def as_list(value: object) -> object:
         return [value]
     if not isinstance(value, list | tuple):
         raise refuse(f"is {kind_of(value)}", expected="a list, or one text")
+    return value
+
+
+def as_mapping(value: object) -> object:
+    """Return a mapping as it is."""
+    if not isinstance(value, dict):
+        raise refuse(f"is {kind_of(value)}", expected="a mapping, such as {load: 0}")
     return value
 
 

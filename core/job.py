@@ -12,7 +12,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Message(BaseModel):
@@ -199,6 +199,8 @@ class JobSpec(Message):
     allowed_tools: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
     prefers: tuple[str, ...] = ()
+    weights: dict[str, int] = Field(default_factory=dict)
+    """Parts of the router's score that count otherwise for this job."""
     priority: Priority = Priority.MEDIUM
     yolo: bool = False
     lock: str | None = None

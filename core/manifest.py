@@ -33,6 +33,7 @@ from core.errors import FieldProblem, InvalidManifest
 from core.field_problems import field_names, field_problems, line_of, merged, render_problem
 from core.field_types import (
     JOB_REFERENCE,
+    WEIGHT,
     Backoff,
     Branch,
     Capabilities,
@@ -51,7 +52,9 @@ from core.field_types import (
     Title,
     Tokens,
     Usd,
+    Weight,
     as_list,
+    as_mapping,
     distinct,
     job_reference,
     members,
@@ -64,6 +67,7 @@ from core.field_types import (
 from core.front_matter import BODY, FRONT_MATTER, body_problems, normal_body, read_front_matter
 from core.job import RETRYABLE_BY_MANIFEST, FailureKind, LeaseLoss, Message, Priority, ShipMode
 from core.quantities import kind_of
+from core.router_policy import Weights
 
 LONGEST_TITLE = 72
 DEFAULT_TIMEOUT_S = 3600
@@ -189,6 +193,14 @@ ReviewPolicy = Annotated[
 ]
 
 
+PARTS = tuple(Weights.model_fields)
+JobWeights = Annotated[
+    dict[Annotated[str, BeforeValidator(one_of(PARTS))], Weight],
+    BeforeValidator(as_mapping),
+    WithJsonSchema({"type": "object", "propertyNames": {"enum": list(PARTS)}, "additionalProperties": WEIGHT}),
+]
+
+
 class Manifest(Section):
     """A job's front matter. None means: not written, so that the profile or the default decides."""
 
@@ -228,6 +240,9 @@ class Manifest(Section):
         default=(), description="What the factory must have, beside what the profile asks for."
     )
     prefers: Capabilities = Field(default=(), description="What the factory should have; only a hint.")
+    weights: JobWeights = Field(
+        default_factory=dict, description="Parts of a factory's score that count otherwise for this job."
+    )
     priority: Annotated[Priority, BeforeValidator(one_of(members(Priority)))] = Field(
         default=Priority.MEDIUM, description="Order of service."
     )

@@ -285,6 +285,7 @@ class _Resolver:
         sources += [JOB] if manifest.capabilities else []
         self._set("capabilities", both, " + ".join(sources) or DEFAULT)
         self._own("prefers", "prefers", manifest.prefers, ())
+        self._own("weights", "weights", manifest.weights, {})
         self._own("priority", "priority", manifest.priority, "medium")
         self._own("lock", "lock", manifest.lock, None)
 

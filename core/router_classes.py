@@ -48,10 +48,12 @@ class JobClass:
     excluded: tuple[str, ...]
     repository_url: str
     last_factory: str | None
+    weights: tuple[tuple[str, int], ...]
+    """Parts of a score that the job weighs for itself, by name."""
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        members = self.needs, self.prefers, self.excluded, self.repository_url, self.last_factory
+        members = self.needs, self.prefers, self.excluded, self.repository_url, self.last_factory, self.weights
         object.__setattr__(self, "_hash", hash(members))
 
     def __hash__(self) -> int:
@@ -63,19 +65,20 @@ def job_class(
     capabilities: tuple[str, ...],
     prefers: tuple[str, ...],
     engine_request: tuple[str | None, str | None, tuple[str, ...]],
-    places: tuple[str | None, str | None, tuple[str, ...]],
-    repository_url: str,
+    places: tuple[str | None, str | None, tuple[str, ...], str],
+    weights: tuple[tuple[str, int], ...],
 ) -> JobClass:
     """Return the class of a job; `engine_request` is engine, engine-class and preference, `places` host, last and
-    excluded factories.
+    excluded factories, and repository.
     """
-    host, last_factory, excluded = places
+    host, last_factory, excluded, repository_url = places
     return JobClass(
         needs=_needs(capabilities, engine_request, host),
         prefers=_both(prefers),
         excluded=tuple(sorted(set(excluded))),
         repository_url=repository_url,
         last_factory=last_factory,
+        weights=weights,
     )
 
 

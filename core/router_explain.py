@@ -174,6 +174,8 @@ class Explanation(Message):
     """Every factory of the fleet is in one of them; those that say the same share one."""
     weights: dict[str, int] = Field(default_factory=dict)
     """Parts of a score, with what each counts."""
+    weighed_by: dict[str, str] = Field(default_factory=dict)
+    """Who gave the weights that are not the fleet's: `product` or `job`, by part."""
     options: tuple[Option, ...] = ()
     """The score table, best first: every place that could take the job at once, locks apart."""
     avoided: tuple[str, ...] = ()
@@ -197,6 +199,7 @@ class Explanation(Message):
         if self.requires:
             lines.append(f"  needs {', '.join(self.requires)}")
         lines += [f"  blocked by {blocker}" for blocker in self.blockers]
+        lines += _weight_lines(self.weights, self.weighed_by)
         for report in self.reports:
             lines += _report_lines(self, report)
         if self.change is not None:
@@ -213,6 +216,15 @@ def _headline(explanation: Explanation) -> str:
     if explanation.verdict == "never":
         return f"{explanation.job_id} can never run on this fleet as it is ({place})"
     return f"{explanation.job_id} waits: not now ({place})"
+
+
+def _weight_lines(weights: Mapping[str, int], weighed_by: Mapping[str, str]) -> list[str]:
+    """Return what product and job weigh otherwise than the fleet, a line for each of them."""
+    own: dict[str, list[str]] = {}
+    for part, weight in weights.items():
+        if part in weighed_by:
+            own.setdefault(weighed_by[part], []).append(f"{part} {weight}")
+    return [f"  the {who} weighs {', '.join(own[who])}" for who in ("product", "job") if who in own]
 
 
 def _report_lines(explanation: Explanation, report: FactoryReport) -> list[str]:

@@ -20,6 +20,8 @@ from functools import cached_property
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from pydantic import Field
+
 from core.job import Message
 from core.router_classes import Needs
 from core.router_explain import Explanation, FactoryReport, Option
@@ -62,6 +64,8 @@ class ClassGrounds(Message):
     parts: tuple[str, ...]
     weights: tuple[int, ...]
     """Of each part."""
+    weighed_by: dict[str, str] = Field(default_factory=dict)
+    """Who gave the weights that are not the fleet's: `product` or `job`, by part."""
     answers: tuple[Answer, ...] = ()
     """All that were given, each once."""
     said: tuple[int, ...] = ()
@@ -121,6 +125,7 @@ def members_after(fleet: FleetGrounds, job_class: ClassGrounds, taken: int) -> d
         "avoided": job_class.avoided,
         "reports": _reports(fleet, job_class, said),
         "weights": dict(zip(job_class.parts, job_class.weights, strict=True)) if options else {},
+        "weighed_by": job_class.weighed_by if options else {},
         "options": options,
     }
 
@@ -226,6 +231,7 @@ class Notes:
             avoided=tuple([name for name in scores.job.excluded if name in fleet.standings]),
             parts=PARTS,
             weights=scores.factors,
+            weighed_by=scores.weighed_by,
             answers=given,
             said=tuple(said),
             changed=tuple(changed),

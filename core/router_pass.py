@@ -20,7 +20,6 @@ from core.router_classes import JobClass, Needs
 from core.router_explain import Blocker
 from core.router_fleet import Closed, Fleet
 from core.router_match import Answers
-from core.router_policy import Weights
 from core.router_queue import PRIORITIES, RANK, Line
 from core.router_score import Score
 from core.router_shares import Shares
@@ -57,7 +56,7 @@ class Pass:
         self._version = self.queue.version
         self._left = self.fleet.room if limit is None else limit
         self._holders = self.claims.holders & self.queue.jobs.keys()
-        self._tables: dict[tuple[JobClass, Weights | None], Table] = {}
+        self._tables: dict[tuple[JobClass, tuple[tuple[str, int], ...]], Table] = {}
         self._seats: dict[Needs, int] = {}
         self._entry: dict[tuple[int, Needs], int] = {}
 
@@ -184,11 +183,10 @@ class Pass:
 
     def table(self, job: ReadyJob) -> Table:
         """Return what jobs of that class find in the fleet."""
-        weights = self.shares.weights(job.product_id)
-        key = job.job_class, weights
+        key = job.job_class, self.shares.weights(job.product_id)
         table = self._tables.get(key)
         if table is None:
-            scores = Scores(job.job_class, weights or self.snapshot.weights, self.fleet)
+            scores = Scores(*key, self.snapshot.weights, self.fleet)
             table = self._tables[key] = Table(scores, self.fleet, partial(self.answers, job.job_class.needs))
         return table
 
@@ -206,10 +204,7 @@ class Pass:
 
     def _entry_level(self, rank: int, product: str) -> int:
         """Return the level at which a seat that the product's oldest job could use was last given away."""
-        lines = self.queue.ranks.get(rank)
-        if lines is None or product not in lines.by_product:
-            return 0
-        needs = lines.oldest(product).job_class.needs
+        needs = self.queue.ranks[rank].oldest(product).job_class.needs
         if (rank, needs) not in self._entry:
             self._entry[rank, needs] = self._latest_level(rank, needs)
         return self._entry[rank, needs]

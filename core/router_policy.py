@@ -58,7 +58,7 @@ class ProductPolicy(_Strict):
 
     share: int = Field(default=1, ge=1, le=10_000, description="Grants in proportion to those of other products.")
     limit: int | None = Field(default=None, ge=1, description="Jobs at once; none: as many as there are seats.")
-    weights: Weights | None = Field(default=None, description="Weights of its own.")
+    weights: Weights | None = Field(default=None, description="Weights of its own; the others are the fleet's.")
 
 
 class RoutingPolicy(_Strict):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from core.router_policy import Weights
 from core.router_queue import PRIORITIES
 from core.router_snapshot import FleetSnapshot, ProductView
 
@@ -69,9 +68,9 @@ class Shares:
         running = self._running.get(product, 0) + more
         return f"{running} of {limit} jobs run" if limit is not None and running >= limit else ""
 
-    def weights(self, product: str) -> Weights | None:
-        """Return the product's own weights, if it has any."""
-        return self._view(product).weights
+    def weights(self, product: str) -> tuple[tuple[str, int], ...]:
+        """Return the parts of a score that the product weighs for itself, by name."""
+        return tuple(sorted(self._view(product).weights.items()))
 
     def _view(self, product: str) -> ProductView:
         return self._products.get(product, _UNLISTED)

@@ -101,6 +101,8 @@ class ReadyJob(Message):
     overtaken: int = 0
     """How often a later job of its priority was granted a seat that this one could have used."""
     last_factory: str | None = None
+    weights: dict[str, int] = Field(default_factory=dict)
+    """Parts of a score that this job weighs otherwise than its product does."""
 
     @property
     def job_class(self) -> JobClass:
@@ -109,8 +111,8 @@ class ReadyJob(Message):
             self.capabilities,
             self.prefers,
             (self.engine, self.engine_class, self.engine_preference),
-            (self.host, self.last_factory, self.excluded_factories),
-            self.repository_url,
+            (self.host, self.last_factory, self.excluded_factories, self.repository_url),
+            tuple(sorted(self.weights.items())),
         )
 
     @property
@@ -159,8 +161,8 @@ class ProductView(Message):
     share: int = Field(default=1, ge=1, le=10_000)
     limit: int | None = Field(default=None, ge=1)
     """Jobs at once."""
-    weights: Weights | None = None
-    """Weights of its own, instead of the snapshot's."""
+    weights: dict[str, int] = Field(default_factory=dict)
+    """Parts of a score that it weighs otherwise than the fleet does."""
 
 
 class Turns(Message):
@@ -214,6 +216,7 @@ def ready_job(job_id: str, spec: JobSpec, now: datetime) -> ReadyJob:
         shares_scope=spec.shares_scope,
         repository_url=place.url,
         host=place.host,
+        weights=spec.weights,
     )
 
 

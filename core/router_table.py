@@ -33,11 +33,15 @@ class _Fixed(NamedTuple):
 
 
 class Scores:
-    """The scores of one class of jobs, weighed in one way."""
+    """The scores of one class of jobs of products that weigh alike."""
 
-    def __init__(self, job: JobClass, weights: Weights, fleet: Fleet) -> None:
+    def __init__(self, job: JobClass, of_product: tuple[tuple[str, int], ...], weights: Weights, fleet: Fleet) -> None:
+        """Weigh as the job says, else as its product does, else by the `weights` of the fleet."""
         self.job = job
-        self.factors = tuple(getattr(weights, part) for part in PARTS)
+        self.weighed_by = dict.fromkeys(dict(of_product), "product") | dict.fromkeys(dict(job.weights), "job")
+        """Who gave the weights that are not the fleet's."""
+        own = dict((*of_product, *job.weights))
+        self.factors = tuple(own.get(part, getattr(weights, part)) for part in PARTS)
         self._overdue = fleet.overdue
         self._seed = fleet.seed
         self._fixed: dict[tuple[str, str], _Fixed] = {}

@@ -211,7 +211,8 @@ def _products(connection: Connection, policy: RoutingPolicy, limited: limits.Lim
 def _product(name: str, running: int, policy: RoutingPolicy, limited: limits.Limits) -> ProductView:
     own = policy.products.get(name, ProductPolicy())
     limit = limited.get(("product", name))
-    return ProductView(product_id=name, running=running, share=own.share, limit=limit, weights=own.weights)
+    weights = own.weights.model_dump(exclude_unset=True) if own.weights else {}
+    return ProductView(product_id=name, running=running, share=own.share, limit=limit, weights=weights)
 
 
 def _station(row: AnyRow, cooldown: Cooldown | None) -> StationView:

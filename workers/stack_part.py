@@ -17,7 +17,7 @@ import structlog
 
 from workers.stack_guard import FAREWELL
 from workers.stack_home import open_log
-from workers.stack_parts import PartSpec
+from workers.stack_parts import PartSpec, Probe
 from workers.stack_state import READY_FD, PartPhase, PartRecord, ProcessId
 from workers.stack_stop import KILL_WAIT_S, STRAY_GRACE_S
 
@@ -30,6 +30,7 @@ FIRST_PAUSE_S: Final = 0.1
 MAX_PAUSE_S: Final = 5.0
 PROBE_PAUSE_S: Final = 0.05
 MAX_PROBE_PAUSE_S: Final = 0.5
+WATCH_PAUSE_S: Final = 3.0
 
 log = structlog.get_logger()
 
@@ -42,6 +43,7 @@ class Limits:
     startup_deaths: int = STARTUP_DEATHS
     stable_s: float = STABLE_S
     stray_grace_s: float = STRAY_GRACE_S
+    watch_pause_s: float = WATCH_PAUSE_S
 
 
 class Keeper(Protocol):
@@ -181,7 +183,7 @@ class Part:
         log.info("part.started", part=self.spec.name, child=process.pid)
         if self.leaving.is_set():  # told so while it was being started
             self._tell_to_end()
-        watch = self._watched(self._watch_ready(announced, process.pid))
+        watch = self._watched(self._watch(announced, process.pid))
         code = await process.wait()
         watch.cancel()
         self._process = None
@@ -214,18 +216,32 @@ class Part:
                 pass_fds=inherited,
             )
 
-    async def _watch_ready(self, announced: asyncio.Event, pid: int) -> None:
-        """Wait until the process does its work, and note it."""
+    async def _watch(self, announced: asyncio.Event, pid: int) -> None:
+        """Wait until the process does its work, note it, and see to it that it goes on doing so."""
         if self.spec.once:
             return
+        await self._becomes_ready(announced, pid)
+        self.ready.set()
+        self.mark("ready")
+        if self.spec.probe is not None and self.spec.stuck_after:
+            await self._gets_stuck(self.spec.probe, pid)
+            log.warning("part.stuck", part=self.spec.name, child=pid, probes=self.spec.stuck_after + 1)
+            self._signal(signal.SIGKILL)
+
+    async def _becomes_ready(self, announced: asyncio.Event, pid: int) -> None:
         if self.spec.announces:
             await announced.wait()
         pause_s = PROBE_PAUSE_S
         while self.spec.probe is not None and not await self.spec.probe(pid):
             await asyncio.sleep(pause_s)
             pause_s = min(MAX_PROBE_PAUSE_S, pause_s * 1.1)
-        self.ready.set()
-        self.mark("ready")
+
+    async def _gets_stuck(self, probe: Probe, pid: int) -> None:
+        """Return when the process has failed too many probes in a row."""
+        failed = 0
+        while failed <= self.spec.stuck_after:
+            await asyncio.sleep(self._keeper.limits.watch_pause_s)
+            failed = 0 if await probe(pid) else failed + 1
 
     def _tell_to_end(self) -> None:
         if self._process is not None and self._process.stdin is not None:

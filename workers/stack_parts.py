@@ -31,6 +31,10 @@ RETENTION: Final = "2592000s"
 SHUTDOWN_MARGIN_S: Final = 8.0
 """For a factory, beyond the graces of its engines: the last checkpoint, its push, the farewell to the API."""
 
+TEMPORAL_STUCK_AFTER: Final = 10
+"""Half a minute. On a machine with far too much to do the embedded server was seen to answer every call with SQLite's
+`interrupted (9)` from one moment on, for ever. Nothing is lost by a restart, and nothing goes on without one."""
+
 LOCAL_DEFAULT_LISTENERS: Final = {"0.0.0.0": LOOPBACK, "::": "::1"}  # noqa: S104 - names them, binds nothing
 """Where a client on this machine reaches a server that listens everywhere."""
 
@@ -49,6 +53,8 @@ class PartSpec:
     grace_s: float = 5.0
     """Seconds from SIGTERM to SIGKILL."""
     probe: Probe | None = None
+    stuck_after: int = 0
+    """Probes in a row that a ready process may fail; with one more it is stuck, and is killed. 0: it is left alone."""
     announces: bool = False
     """The part tells by itself when it is ready (`announce_ready`). Without this and a probe: ready when started."""
     once: bool = False
@@ -219,6 +225,7 @@ def _temporal(
         rank=3,
         grace_s=8.0,
         probe=lambda _pid: serves_namespace(url),
+        stuck_after=TEMPORAL_STUCK_AFTER,
         url=f"http://{LOOPBACK}:{ports['temporal_ui']}",
         mend=f"a full disk or a database of a newer version are the usual reasons (database: {home / 'temporal.db'})",
     )

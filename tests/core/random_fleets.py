@@ -29,7 +29,6 @@ from core.router import (
     StationView,
     Step,
     Turns,
-    Weights,
 )
 from core.router_shares import SCALE
 from core.scope import overlaps
@@ -50,7 +49,7 @@ HOSTS = ("h-1", "h-2", "")
 PRODUCTS = ("p", "q", "r")
 SCOPES = ((), ("src/",), ("docs/",), ("**/*.md",), ("src/a/**", "docs/x.md"))
 JOBS = tuple(f"j-{number}" for number in range(8))
-OWN_WEIGHTS = Weights(engine=0, load=80, cost=70, starvation=0)
+OWN_WEIGHTS = {"engine": 0, "load": 80, "cost": 70, "starvation": 0}
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -126,6 +125,7 @@ def any_job(dice: Dice, job_id: str) -> ReadyJob:
         excluded_factories=dice.mostly((), dice.some(NAMES, 2)),
         overtaken=dice.mostly(0, dice.randint(1, 9), dice.randint(10, 60), percent=50),
         last_factory=dice.choice((None, *NAMES)),
+        weights=dice.mostly({}, {"health": 0, "cost": 300}, {"load": 0}, percent=80),
     )
 
 
@@ -146,7 +146,7 @@ def any_product(dice: Dice, name: str) -> ProductView:
         running=dice.randint(0, 3),
         share=dice.randint(1, 4),
         limit=dice.mostly(None, dice.randint(1, 4), percent=75),
-        weights=dice.mostly(None, OWN_WEIGHTS),
+        weights=dice.mostly({}, OWN_WEIGHTS),
     )
 
 

@@ -75,6 +75,10 @@ FIELDS: list[tuple[str, str, object, list[tuple[str, object]]]] = [
         ("capabilities:\n  - node >= 20, < 23", ("node>=20,<23",)),
     ]),
     ("prefers", "prefers", (), [("prefers: [factory:mac-2]", ("factory:mac-2",))]),
+    ("weights", "weights", {}, [
+        ("weights: {cost: 200, load: 0}", {"cost": 200, "load": 0}),
+        ("weights: {}", {}),
+    ]),
     ("priority", "priority", Priority.MEDIUM, [(f"priority: {p}", p) for p in Priority]),
     ("yolo", "yolo", False, [("yolo: true", True), ("yolo: yes", True), ("yolo: off", False), ("yolo: True", True)]),
     ("lock", "lock", None, [("lock: my-repo", "my-repo"), ("lock: 007", "007"), ("lock:", None)]),
@@ -178,6 +182,10 @@ REFUSED = [
     ("budget: {usd: 0}", "budget.usd", "is too small", "more than 0; an amount of US dollars such as 5, 0.50 or $5"),
     ("retry: {on: []}", "retry.on", "is an empty list", "at least one; leave the field out for none"),
     ("retry: {max: 101}", "retry.max", "is out of range", "a whole number from 0 to 100"),
+    ("weights: 5", "weights", "is text", "a mapping, such as {load: 0}"),
+    ("weights: {lod: 5}", "weights.lod", "is not a choice",
+     "engine, prefers, health, load, cost, warm, fit or starvation"),
+    ("weights: {load: 1001}", "weights.load", "is out of range", "a whole number from 0 to 1000"),
     ("cwd: ''", "cwd", "is empty", "a directory: absolute, or relative to the job file"),
     ('cwd: "/a\\x07"', "cwd", "has control characters", "a directory: absolute, or relative to the job file"),
     ("cwd: a", "cwd", "is relative",
@@ -373,6 +381,7 @@ def test_written_title_wins() -> None:
         "deps: []",
         "product: default",
         "lock:",
+        "weights: {}",
     ],
 )
 def test_written_default_is_the_same_content_as_an_omitted_one(front: str) -> None:

@@ -65,7 +65,7 @@ def test_every_value_of_the_job_arrives_in_its_snapshot() -> None:
     """Quantities arrive in base units, and nothing is lost on the way."""
     resolution = resolved(
         "title: T\nengine: codex\nmodel: m\nallowed-tools: [Read]\nproduct: shop\ncapabilities: gpu\n"
-        "prefers: factory:a\npriority: high\nyolo: true\nlock: l\ntimeout: 45m\nverify: make\n"
+        "prefers: factory:a\nweights: {load: 0}\npriority: high\nyolo: true\nlock: l\ntimeout: 45m\nverify: make\n"
         "retry: {max: 2, backoff: 0.5s, on: [timeout]}\n"
         "review-policy: auto\nallowed-scope: src/\nshares-scope: true\nartifacts: coverage\n"
         "deps: [{job: j-1, until: testing}]\n"
@@ -75,6 +75,8 @@ def test_every_value_of_the_job_arrives_in_its_snapshot() -> None:
     assert (spec.title, spec.engine, spec.engine_class, spec.engine_preference) == ("T", "codex", None, ())
     assert (spec.model, spec.allowed_tools, spec.product_id) == ("m", ("Read",), "shop")
     assert (spec.capabilities, spec.prefers, spec.priority) == (("gpu",), ("factory:a",), Priority.HIGH)
+    assert spec.weights == {"load": 0}
+    assert came_from(resolution)["weights"] == ({"load": 0}, "job")
     assert (spec.yolo, spec.lock, spec.timeout_s) == (True, "l", 2700)
     assert spec.retry == RetrySpec(max=2, backoff_s=0.5, on=(FailureKind.TIMEOUT,))
     assert (spec.verify, spec.review_policy, spec.ship) == (("make",), "auto", ShipMode.BASE)
@@ -328,8 +330,8 @@ def test_provenance_shows_every_field_of_the_manifest_once() -> None:
     assert len(names) == len(set(names))
     assert set(names) == {
         "title", "profile", "product", "repo", "base", "engine", "engine-class", "engine-preference", "model",
-        "allowed-tools", "capabilities", "prefers", "priority", "lock", "yolo", "timeout", "retry", "budget", "verify",
-        "on-lease-loss", "review-policy", "allowed-scope", "shares-scope", "ship", "artifacts", "deps",
+        "allowed-tools", "capabilities", "prefers", "weights", "priority", "lock", "yolo", "timeout", "retry", "budget",
+        "verify", "on-lease-loss", "review-policy", "allowed-scope", "shares-scope", "ship", "artifacts", "deps",
         "idempotency-key", "tracker-item",
     }  # fmt: skip
 

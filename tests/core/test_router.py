@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from core.job import JobSpec, Priority, Repository, RepositoryKind
 from core.router import (
     Change,
     FactoryView,
@@ -18,6 +19,8 @@ from core.router import (
     LockView,
     ProductView,
     ReadyJob,
+    RouterCache,
+    RunningJob,
     Score,
     StationView,
     Step,
@@ -26,8 +29,10 @@ from core.router import (
     plan,
 )
 from core.router_classes import engine_chain
-from core.router_match import Answer, judge
+from core.router_match import Answer, judge, unmet_needs
 from core.router_score import PARTS, score_values
+from core.router_shares import SCALE
+from core.router_snapshot import ready_job
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -180,7 +185,7 @@ def test_plan_factories_that_tell_their_names_are_judged_as_one_kind(monkeypatch
 @pytest.mark.req("R3")
 def test_plan_product_with_weights_of_its_own_chooses_by_them() -> None:
     """The same two places, the same kind of job: one product takes the cheaper factory, the other the freer one."""
-    products = (ProductView(product_id="thrifty", weights=Weights(load=0)), ProductView(product_id="hasty"))
+    products = (ProductView(product_id="thrifty", weights={"load": 0}), ProductView(product_id="hasty"))
     factories = [factory("cheap", 2, load=Decimal(1)), factory("dear", 2, cost_class=5)]
     jobs = [job("j-1", product_id="thrifty"), job("j-2", product_id="hasty")]
 
@@ -361,3 +366,111 @@ def test_overtaken_if_some_grants_were_refused_counts_by_those_that_came_true() 
     assert decided.overtaken_if({"j-4"}) == {"j-1": 1, "j-2": 1, "j-3": 1}
     assert decided.overtaken_if({"j-2"}) == {}
     assert decided.overtaken_if({"j-3"}) == {"j-1": 1, "j-2": 1}
+
+
+@pytest.mark.req("R4")
+def test_turns_after_some_grants_were_refused_count_only_those_that_came_true() -> None:
+    """A product whose grant was refused has had nothing, and the next plan begins as if it had not been planned."""
+    jobs = [job("j-1", product_id="p"), job("j-2", product_id="q")]
+    decided = plan(fleet(jobs, [factory("f-1", 2)]))
+    assert len(decided.grants) == 2
+
+    turns = decided.turns_after({"j-1"})
+
+    assert turns.levels == {Priority.MEDIUM: {"p": SCALE, "q": 0}}
+    assert turns == plan(fleet(jobs, [factory("f-1", 2)]), limit=1).turns_after({"j-1"})
+
+
+@pytest.mark.req("R4")
+def test_turns_of_very_many_products_forget_those_that_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgotten is who wants nothing now and has had no more than a newcomer would be given."""
+    monkeypatch.setattr("core.router_shares.FORGET_BEYOND", 3)
+    had = {"waits": 0, "gone": 2 * SCALE, "gone-and-ahead": 9 * SCALE, "granted": 4 * SCALE}
+    turns = Turns(levels={Priority.MEDIUM: had}, latest={Priority.MEDIUM: (("f-1", 3 * SCALE),)})
+    jobs = [job("j-1", product_id="waits"), job("j-2", product_id="granted")]
+    snapshot = fleet(jobs, [factory("f-1")], turns=turns)
+
+    decided = plan(snapshot)
+    kept = decided.turns_after({grant.job_id for grant in decided.grants}).levels[Priority.MEDIUM]
+
+    assert kept == {"waits": 4 * SCALE, "gone-and-ahead": 9 * SCALE, "granted": 4 * SCALE}
+
+
+def test_plan_with_an_overfull_cache_begins_it_anew_and_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that has seen too many kinds of jobs and factories forgets them, which no plan shows."""
+    monkeypatch.setattr("core.router_cache.MOST_NEEDS", 3)
+    monkeypatch.setattr("core.router_cache.MOST_KINDS", 3)
+    cache = RouterCache()
+    for age in range(4):
+        jobs = [job(f"j-{number}", capabilities=(f"has:tool-{number + age}",)) for number in range(6)]
+        machines = [factory(f"f-{number}", capabilities=(f"has:tool-{number + age}",)) for number in range(6)]
+
+        decided = plan(fleet(jobs, machines), cache)
+
+        assert {grant.job_id[2:]: grant.factory[2:] for grant in decided.grants} == {str(n): str(n) for n in range(6)}
+        assert decided.as_json() == plan(fleet(jobs, machines)).as_json()
+
+
+# --- preemption -------------------------------------------------------------------------------------------------------
+
+
+def running(job_id: str, at: str, **members: Any) -> RunningJob:
+    """Return a low job of the shell engine that runs there."""
+    values: dict[str, Any] = {"job_id": job_id, "priority": Priority.LOW, "factory": at, "engine": "shell"}
+    return RunningJob(**values | {"granted_at": NOW} | members)
+
+
+@pytest.mark.req("R6")
+@pytest.mark.parametrize(
+    ("victims", "product", "paused"),
+    [
+        ([running("x-1", "f-1")], ProductView(product_id="p"), {"x-1"}),
+        ([running("x-1", "f-gone")], ProductView(product_id="p"), set()),
+        ([running("x-1", "f-1")], ProductView(product_id="p", running=2, limit=2), set()),
+        ([running("x-1", "f-1", product_id="p")], ProductView(product_id="p", running=2, limit=2), {"x-1"}),
+        ([running("x-1", "f-1", product_id="p")], ProductView(product_id="p", running=3, limit=2), set()),
+    ],
+    ids=["pauses", "factory-gone", "limit-of-another", "limit", "beyond-the-limit"],
+)
+def test_preemption_pauses_only_who_makes_room(
+    victims: list[RunningJob], product: ProductView, paused: set[str]
+) -> None:
+    """Nobody is paused on a machine that left the fleet, nor for a product that would be at its limit all the same."""
+    urgent = job("j-1", product_id="p", priority=Priority.CRITICAL)
+    full = factory("f-1", busy=1, stations=(StationView(engine="shell", busy=1),))
+    limits = Limits(preemption=True)
+
+    decided = plan(fleet([urgent], [full], running=tuple(victims), products=(product,), limits=limits))
+
+    assert {item.victim for item in decided.preemptions} == paused
+
+
+# --- what the router is told ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("R7")
+def test_ready_job_of_a_directory_without_git_takes_a_lock_of_its_own() -> None:
+    """Two jobs never work in one directory at once; a repository is no lock, since each attempt has its worktree."""
+    here = Repository(kind=RepositoryKind.DIRECTORY, url="/srv/site", host="h-1")
+    spec = JobSpec(title="t", body="b", repository=here, engine="shell", lock="site")
+
+    placed = ready_job("j-1", spec, NOW)
+
+    assert placed.locks == ("directory h-1:/srv/site", "site")
+    assert (placed.job_id, placed.submitted_at, placed.host) == ("j-1", NOW, "h-1")
+    in_git = spec.model_copy(update={"repository": Repository(url="git@example.org:site.git"), "lock": None})
+    assert ready_job("j-1", in_git, NOW).locks == ()
+
+
+@pytest.mark.req("R2")
+def test_unmet_needs_are_those_of_the_machine_and_of_its_name() -> None:
+    """An operator who moves a job by hand is held to the same requirements as the router."""
+    needs = job("j-1", capabilities=("node>=20", "has:docker", "factory:f-2")).job_class.needs
+
+    found = unmet_needs(needs, factory("f-1", capabilities=("node=18.1", "has:docker")))
+
+    assert [(item.required, item.observed) for item in found] == [
+        ("node>=20", "node=18.1"),
+        ("factory:f-2", "another factory"),
+    ]
+    assert unmet_needs(needs, factory("f-2", capabilities=("node=20.1", "docker=24.0"))) == ()

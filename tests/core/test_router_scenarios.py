@@ -30,7 +30,7 @@ def load(name: str) -> dict[str, Any]:
 def decide(name: str) -> tuple[dict[str, Any], Plan]:
     """Return what a scenario expects, and what the router made of it."""
     scenario = load(name)
-    allowed = {"grants", "parks", "rejections", "used", "overtaken", "preemptions", "why_not"}
+    allowed = {"grants", "parks", "rejections", "used", "overtaken", "preemptions", "why_not", "weighed_by"}
     assert set(scenario["expect"]) <= allowed, "a misspelt expectation would test nothing"
     return scenario["expect"], plan(FleetSnapshot.model_validate(scenario["snapshot"]))
 
@@ -84,6 +84,17 @@ def test_scenario_explanations_say_what_is_expected(name: str) -> None:
             if report
         }
         assert codes == factories
+
+
+@pytest.mark.req("R3", "R5")
+@pytest.mark.parametrize("name", [name for name in NAMES if "weighed_by" in load(name)["expect"]])
+def test_scenario_explanations_say_who_weighed(name: str) -> None:
+    """A weight that is not the fleet's is named with whoever gave it."""
+    expect, decided = decide(name)
+
+    said = {job_id: [line.strip() for line in decided.explain(job_id).render()] for job_id in expect["weighed_by"]}
+    weighed = {job_id: "; ".join(line for line in lines if " weighs " in line) for job_id, lines in said.items()}
+    assert weighed == expect["weighed_by"]
 
 
 @pytest.mark.req("R5")

@@ -40,4 +40,5 @@ def test_preemption_comes_to_rest_and_pauses_nobody_in_vain() -> None:
     fleets = list(islice(preempting_fleets(seed=1, disturbances=25), 40))
 
     assert sum(fleet.preemptions for fleet in fleets) > 20
+    assert [fleet.cycles for fleet in fleets] == [0] * 40
     assert sum(fleet.in_vain for fleet in fleets) == 0

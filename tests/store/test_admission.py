@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from core.errors import NotFound
 from core.job import Condition, Dependency, Priority, Stage
 from core.router import FactoryView, Plan, plan
-from core.router_policy import Limits, ProductPolicy, RoutingPolicy
+from core.router_policy import Limits, ProductPolicy, RoutingPolicy, Weights
 from core.settings import Settings
 from store import open_ledger
 from store.admission import Admitted, admit
@@ -209,6 +209,21 @@ async def test_dispatch_takes_turns_by_the_shares_of_the_settings(url: str, sett
             await fleet.record(grant.job_id, Stage.CANCELLED, epoch=grant.epoch, end_lease=True)
 
     assert (served.count("big"), served.count("small")) == (6, 2)
+
+
+@pytest.mark.req("R3", "R5")
+async def test_dispatch_weighs_as_the_job_says_else_its_product_else_the_settings(url: str, settings: Settings) -> None:
+    """Each part has the weight of whoever is nearest to the job, and the stored explanation names who gave it."""
+    thrifty = ProductPolicy(weights=Weights(cost=200, fit=5))
+    async with routed(url, settings, RoutingPolicy(weights=Weights(warm=90), products={"shop": thrifty})) as fleet:
+        await fleet.factory("f1")
+        await fleet.submit("j-1", product_id="shop", weights={"cost": 3})
+        assert [grant.job_id for grant in await fleet.ledger.dispatch(fleet.now)] == ["j-1"]
+        why = (await fleet.ledger.explanation("j-1", fleet.now)).explanation
+
+    assert why is not None
+    assert why.weights == Weights(warm=90, fit=5, cost=3).model_dump()
+    assert why.weighed_by == {"cost": "job", "fit": "product"}
 
 
 async def test_dispatch_keeps_the_limits_of_the_settings(url: str, settings: Settings) -> None:

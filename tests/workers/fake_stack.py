@@ -1,7 +1,7 @@
 """A stack of tiny parts, run by the real steward: what `python fake_stack.py steward --home HOME` becomes.
 
 Each part is a real process of this file. What a part does badly is written in `<home>/behave/<name>`: words of
-`exit-at-once`, `ignore-term`, `never-ready`, `stray`. Every part notes its end in `<home>/ends`.
+`exit-at-once`, `ignore-term`, `never-ready`, `stray`, `stuck`. Every part notes its end in `<home>/ends`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def plan_fake(home: Path, factories: int, ports: PortReservation) -> StackPlan:
         parts=(
             guard,
             spec("migration", "migration", 2, once=True, mend="call the smith"),
-            spec("api", "api", 2, probe=healthy, url=url, mend="give it a port"),
+            spec("api", "api", 2, probe=healthy, stuck_after=2, url=url, mend="give it a port"),
             spec("control", "control", 1, announces=True),
         ),
         factory=lambda name: spec(name, "factory", 0, probe=partial(fleet.is_online, name)),
@@ -80,9 +80,13 @@ class FakeApi(BaseHTTPRequestHandler):
     """Answers health, and keeps what factories register."""
 
     factories: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - the one register of this process
+    home: Path
 
     def do_GET(self) -> None:
-        """Answer health and the list of factories."""
+        """Answer health and the list of factories; stuck, it has no good answer to anything."""
+        if "stuck" in behaviour(self.home, "api"):
+            self.send_error(503)
+            return
         rows = list(self.factories.values())
         self._answer({"factories": rows} if self.path == "/fleet/factories" else {"status": "ok"})
 
@@ -121,6 +125,7 @@ def run_part(kind: str, home: Path, name: str, port: int) -> int:
     if kind == "migration":
         return 0
     if "never-ready" not in habits:
+        FakeApi.home = home
         begin_work(kind, name, port)
     if "stray" in habits:  # a supervisor and its engine that a factory loses: in sessions of their own
         for environ in (dict(os.environ), {"HOME": f"{home}/factories/{name}/homes/fake"}):
@@ -172,7 +177,7 @@ def main() -> int:
     from workers.stack import run_steward
     from workers.stack_part import Limits
 
-    limits = Limits(ready_timeout_s=given.ready_timeout_s, stray_grace_s=0.5)
+    limits = Limits(ready_timeout_s=given.ready_timeout_s, stray_grace_s=0.5, watch_pause_s=0.2)
     return run_steward(
         given.home, partial(plan_fake, given.home, given.factories), limits=limits, foreground=given.foreground
     )

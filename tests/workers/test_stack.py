@@ -299,6 +299,19 @@ def kill_and_await(stack: FakeStack, name: str) -> float:
     return (datetime.fromisoformat(stack.part(name).since) - killed_at).total_seconds()
 
 
+@pytest.mark.req("F6")
+def test_part_that_lives_but_serves_no_more_is_started_again(stack: FakeStack) -> None:
+    """Its process is there and its port is open, yet every answer is an error: that does not last for ever."""
+    url = stack.up().api_url
+    before = stack.part("api")
+    stack.behave("api", "stuck")
+    assert eventually(lambda: stack.part("api").pid != before.pid)
+    stack.behave("api", "")
+    assert eventually(lambda: stack.part("api").state == "ready")
+    assert stack.part("api").restarts == 1
+    assert get(f"{url}/fleet/health") == 200
+
+
 def test_part_that_keeps_dying_does_not_end_a_ready_stack(stack: FakeStack) -> None:
     """After the stack was ready once, a part that cannot come back is tried again for as long as it takes."""
     stack.up()
