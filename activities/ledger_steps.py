@@ -51,14 +51,19 @@ class LedgerSteps:
 
     @activity.defn
     async def write_record(self, request: WriteRequest) -> WriteReply:
-        """Write one decision; idempotent by (job, seq). An illegal stage change is a bug and is not retried."""
+        """Write one decision; idempotent by (job, seq): the first one under a number holds, and is told to the others.
+
+        An illegal stage change is a bug and is not retried.
+        """
         try:
-            ack = await self._ledger.record(request.job_id, request.seq, request.record, _now())
+            ack = await self._ledger.record(
+                request.job_id, request.seq, request.record, _now(), decided=request.decided
+            )
         except GigafactoryError as error:
             raise_activity_error(error)
         if ack.freed or ack.told:
             self._wake()
-        return WriteReply(children=ack.children)
+        return WriteReply(children=ack.children, ahead=ack.ahead)
 
     @activity.defn
     async def resolve_children(self, request: JobRef) -> ChildrenReply:

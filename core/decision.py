@@ -317,6 +317,8 @@ def _on_judged(state: JobState, event: Judged, now: datetime) -> Decision:
     verdict = event.verdict
     if state.step != "judge" or verdict.epoch != state.epoch or verdict.candidate_sha != state.candidate_sha:
         return Decision(state=state)
+    if state.stopping:  # the word came too late for the step, not for the job
+        return _stopped(state, None, now)
     entries = _gate_entries(verdict)
     if verdict.verify == "failed":
         message = f"verify failed: `{verdict.verify_command}` exited with {verdict.verify_exit_code}"
@@ -556,7 +558,7 @@ def _start_ship(state: JobState, by: str) -> Decision:
     if state.grant is None:  # a candidate exists only after a grant
         raise IllegalAction(f"job {state.job_id} has no candidate", job_id=state.job_id)
     command = Ship(grant=state.grant, base_sha=state.base_sha, candidate_sha=state.candidate_sha, approved_by=by)
-    return Decision(state=_update(state, step="ship"), commands=(command,))
+    return Decision(state=_update(state, step="ship", approved_by=by), commands=(command,))
 
 
 def _gate_blocked(state: JobState, message: str, data: dict[str, Any]) -> Decision:

@@ -44,6 +44,8 @@ class JobState(Message):
     candidate_sha: str = ""
     base_sha: str = ""
     verify: Literal["", "passed", "failed", "none"] = ""
+    approved_by: str = ""
+    """On whose word the candidate is being shipped."""
     failures: int = 0
     reclaims: int = 0
     moves: int = 0

@@ -12,7 +12,7 @@ from core.attempt import BuildResult, Grant
 from core.dag import Wait
 from core.job import JobSpec, Message, Stage
 from core.job_events import Action, Policy, Standing
-from core.lifecycle import Record
+from core.lifecycle import Decided, Record
 
 CONTROL_QUEUE = "gf.control"
 """Workflow tasks, and the local activities that run beside them."""
@@ -92,6 +92,8 @@ class WriteRequest(Message):
     product_id: str = "default"
     seq: int
     record: Record
+    decided: Decided | None = None
+    """Where the workflow is with it."""
 
 
 class WriteReply(Message):
@@ -99,6 +101,8 @@ class WriteReply(Message):
 
     children: Wait | None = None
     """What child jobs keep the job from shipping, when the record brings it to its gate or ships it; None: nothing."""
+    ahead: Decided | None = None
+    """Another decision had been written under that number: the workflow goes on from there (`core.repeated`)."""
 
 
 class ChildrenReply(Wait):

@@ -123,6 +123,16 @@ class Record(Message):
         return decided
 
 
+class Decided(Message):
+    """Where a workflow is with its newest record: its task may be forgotten, and be done again by another worker."""
+
+    seq: int
+    state: dict[str, Any]
+    """What `core.repeated.remembered` keeps of the `JobState`."""
+    taken: tuple[str, ...] = ()
+    """Fingerprints of the events that the same workflow task had taken in by then."""
+
+
 class RecordAck(Message):
     """Answer to a `Record`: whether it was new, whether capacity became free, whether other jobs are to be told."""
 
@@ -132,3 +142,5 @@ class RecordAck(Message):
     """Messages to the jobs that wait for this one lie in the outbox."""
     children: Wait | None = None
     """What child jobs keep the job from shipping, when the record brings it to its gate."""
+    ahead: Decided | None = None
+    """The number had been given to another decision: that one holds, and this is how far the ledger is."""

@@ -52,7 +52,7 @@ def gate_again(state: JobState, standing: Standing) -> Decision:
     if by is None:
         return Decision(state=state)
     ship = Ship(grant=state.grant, base_sha=state.base_sha, candidate_sha=state.candidate_sha, approved_by=by)
-    return Decision(state=state.model_copy(update={"step": "ship"}), commands=(ship,))
+    return Decision(state=state.model_copy(update={"step": "ship", "approved_by": by}), commands=(ship,))
 
 
 def _approved_by_policy(state: JobState) -> str | None:

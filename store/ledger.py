@@ -13,7 +13,7 @@ from typing import Any, Literal
 from core.attempt import BuildResult, DeathCertificate, Grant
 from core.flakiness import SPOILT, SUCCEEDED, FlakyPolicy
 from core.job import JobSpec, Stage
-from core.lifecycle import Record, RecordAck
+from core.lifecycle import Decided, Record, RecordAck
 from core.router import FleetSnapshot
 from core.router_rest import Rest
 from core.settings import Settings
@@ -253,16 +253,21 @@ class Ledger:
 
     # --- what the workflow writes (projection) ------------------------------------------------------------------------
 
-    async def record(self, job_id: str, seq: int, record: Record, now: datetime) -> RecordAck:
+    async def record(
+        self, job_id: str, seq: int, record: Record, now: datetime, *, decided: Decided | None = None
+    ) -> RecordAck:
         """Apply a decision of the workflow, once for each (job, seq); when the answer says `freed`, dispatch.
+
+        `decided` is where the workflow is with it. When another record has that number, the answer's `ahead` is where
+        the workflow was with the newest record of this life.
 
         Raises:
             NotFound: there is no such job.
             IllegalTransition: the job is in a stage from which the path does not lead on.
-            Conflict: another record has that number.
+            Conflict: another record has that number, and where the workflow was with the newest is not known.
 
         """
-        ack = await self._database.write(projection.record, job_id, seq, record, now)
+        ack = await self._database.write(projection.record, job_id, seq, record, now, decided=decided)
         outcome = record.attempt_outcome
         if outcome in SPOILT or (outcome == SUCCEEDED and record.epoch > 1):  # the latter shows whose fault it was
             await self._judge_factories(job_id, record.epoch, now)

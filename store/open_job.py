@@ -23,7 +23,7 @@ from store.tables import events, jobs
 
 MAX_MESSAGE_CHARS = 4_000
 
-_WIDE = ("spec", "documents", "routing", "verdict")
+_WIDE = ("spec", "documents", "routing", "verdict", "decided")
 _NARROW = [column for column in jobs.c if column.name not in _WIDE]
 
 

@@ -10,7 +10,8 @@ from sqlalchemy import Connection, insert, select, update
 from core.dag import Wait
 from core.errors import Conflict, IllegalAction, IllegalTransition
 from core.job import FailureKind, Stage
-from core.lifecycle import ENDED, TRANSITIONS, Record, RecordAck, check_transition
+from core.job_messages import RECORDS_PER_LIFE
+from core.lifecycle import ENDED, TRANSITIONS, Decided, Record, RecordAck, check_transition
 from store import cooldowns
 from store.admission import end_run, held_lease, release_locks
 from store.chain import digest
@@ -19,15 +20,19 @@ from store.open_job import OpenJob, open_job
 from store.outbox import drop_signals, enqueue_start
 from store.parents import WAITING, wait_state
 from store.seats import end_lease
-from store.tables import records, runs
+from store.tables import jobs, records, runs
 
 
-def record(connection: Connection, job_id: str, seq: int, change: Record, now: datetime) -> RecordAck:
+def record(
+    connection: Connection, job_id: str, seq: int, change: Record, now: datetime, *, decided: Decided | None = None
+) -> RecordAck:
     """Apply `change` unless it was applied before, be it for other moments: those that were written first stay.
+
+    So does another record that has the number: the workflow goes on from there (`core.repeated`).
 
     Raises:
         IllegalTransition: the job is in a stage from which the path does not lead on.
-        Conflict: another record has that number.
+        Conflict: another record has that number, and where the workflow was with the newest is not known.
 
     """
     job = open_job(connection, job_id, now)
@@ -35,9 +40,10 @@ def record(connection: Connection, job_id: str, seq: int, change: Record, now: d
     known = connection.execute(select(records).where(records.c.job_id == job_id, records.c.seq == seq)).one_or_none()
     if known is not None:
         if known.sha256 != sha256:
-            raise Conflict(f"job {job_id}: record {seq} was written before with other content", job_id=job_id, seq=seq)
+            return RecordAck(applied=False, ahead=_ahead(job, seq), children=_children_at_stage(job))
         return RecordAck(applied=False, freed=known.freed, children=_children_at_gate(job, change))
     ack = _apply(job, change)
+    job.set(decided=None if decided is None else decided.model_dump(mode="json"))
     job.save()
     ack = ack.model_copy(
         update={"told": bool(change.path) and settle(job) > 0, "children": _children_at_gate(job, change)}
@@ -45,6 +51,15 @@ def record(connection: Connection, job_id: str, seq: int, change: Record, now: d
     key = {"job_id": job_id, "seq": seq, "product_id": job.product_id}
     connection.execute(insert(records), key | {"sha256": sha256, "freed": ack.freed, "at": now})
     return ack
+
+
+def _ahead(job: OpenJob, seq: int) -> Decided:
+    """Return where the workflow was with the newest record of the life that number `seq` belongs to."""
+    known = job.connection.execute(select(jobs.c.decided).where(jobs.c.id == job.id)).scalar_one()
+    ahead = None if known is None else Decided.model_validate(known)
+    if ahead is None or ahead.seq < seq or ahead.seq // RECORDS_PER_LIFE != seq // RECORDS_PER_LIFE:
+        raise Conflict(f"job {job.id}: record {seq} was written before with other content", job_id=job.id, seq=seq)
+    return ahead
 
 
 def _apply(job: OpenJob, change: Record) -> RecordAck:
@@ -158,7 +173,13 @@ def _children_at_gate(job: OpenJob, change: Record) -> Wait | None:
     Who adds a child to the job writes to its row too, so that it is either seen here or refused there.
     """
     at_gate = bool(change.path) and change.path[-1] in (Stage.REVIEW, Stage.TESTING)
-    if not at_gate and not any(entry.type == "decision.ship" for entry in change.entries):
+    ships = any(entry.type == "decision.ship" for entry in change.entries)
+    return _children_at_stage(job) if at_gate or ships else None
+
+
+def _children_at_stage(job: OpenJob) -> Wait | None:
+    """Return what keeps the job from shipping, where its stage has a ship gate; None: no child job."""
+    if job.stage not in (Stage.REVIEW, Stage.TESTING):
         return None
     children = wait_state(job.connection, job.id, "ship")
     return None if children.outcome == "ready" else Wait(outcome=children.outcome, message=children.message)

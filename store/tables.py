@@ -91,6 +91,7 @@ jobs = Table(
     Column("verdict", Json),
     _text("shipped_ref"),
     _text("approved_by"),
+    Column("decided", Json),  # core.lifecycle.Decided of its workflow's newest record
     _count("refused_writes"),  # of epochs that were never granted; of real ones see runs
     _count("event_seq"),  # number and hash of the job's newest event
     _text("event_hash"),

@@ -108,7 +108,8 @@ with workflow.unsafe.imports_passed_through():
         WriteReply,
         WriteRequest,
     )
-    from core.lifecycle import Record
+    from core.lifecycle import Decided, Record
+    from core.repeated import fingerprint, recalled, remembered, split_taken, under_way
 
 LEDGER_TIMEOUT = timedelta(seconds=10)
 """One ledger transaction; the database answers in milliseconds or is away."""
@@ -140,6 +141,15 @@ GF_FACTORY = SearchAttributeKey.for_keyword("GfFactory")
 AnswerT = TypeVar("AnswerT", Verdict, ShipResult)
 
 
+class LedgerIsAhead(Exception):
+    """Another decision had been written in the place of this one, by a workflow task that was forgotten."""
+
+    def __init__(self, decided: Decided, children: Wait | None) -> None:
+        super().__init__(f"the ledger has record {decided.seq} already")
+        self.decided = decided
+        self.children = children
+
+
 @workflow.defn(name="JobWorkflow")
 class JobWorkflow:
     """One life of a job."""
@@ -161,7 +171,13 @@ class JobWorkflow:
         self._stop_requested = False
         self._handed_in = 0
         """Newest epoch whose result the ledger has although no activity of ours told."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[tuple[type[Command], int], asyncio.Task[None]] = {}
+        """Steps that were begun, by kind and epoch."""
+        self._unrecorded: list[Event] = []
+        """What was decided on since the newest record."""
+        self._taken: list[str] = []
+        """Fingerprints of what was decided on in the workflow task that began with the history so long."""
+        self._taken_at = 0
         self._commits: tuple[str, ...] = ()
         self._finished = False
         self._replies: dict[int, str | None] = {}
@@ -253,6 +269,8 @@ class JobWorkflow:
                 await self._handle(self._inbox.popleft())
             if not self._finished:
                 await self._wait()
+        for event in self._inbox:
+            self._answer(event, refusal(self._state, event) if isinstance(event, Act) else "")
 
     async def _wait(self) -> None:
         """Sleep until something happens, or until the state wants to look again."""
@@ -273,16 +291,42 @@ class JobWorkflow:
             self._refused(event, error.message)
             return
         self._state = decision.state
+        self._take(event)
+        try:
+            await self._perform_all(decision.commands)
+        except LedgerIsAhead as ahead:
+            await self._catch_up(ahead.decided, ahead.children)
+        else:
+            self._answer(event)
+        self._show()
+
+    def _take(self, event: Event) -> None:
+        """Note an event that is decided on, should this workflow task have to be done again."""
+        began = workflow.info().get_current_history_length()
+        if began != self._taken_at:
+            self._taken, self._taken_at = [], began
+        self._taken.append(fingerprint(event))
+        self._unrecorded.append(event)
         if isinstance(event, ShipEnded):
             self._commits = event.result.commits
-        await self._perform_all(decision.commands)
-        self._show()
-        if id(event) in self._replies:
-            self._replies[id(event)] = ""
 
-    async def _perform_all(self, commands: Sequence[Command]) -> None:
+    async def _catch_up(self, decided: Decided, children: Wait | None) -> None:
+        """Go on from where the ledger is: it was told of other decisions by a workflow task that was forgotten."""
+        workflow.logger.warning("the ledger is ahead: going on from its record %d", decided.seq)
+        done, left = split_taken((*self._unrecorded, *self._inbox), decided.taken)
+        self._state = recalled(self._state, decided.state)
+        self._writes = decided.seq
+        self._inbox = deque(left)
+        for event in done:
+            self._take(event)
+            self._answer(event)
+        self._unrecorded = []
+        if not self._state.step and any(epoch <= self._state.epoch for _kind, epoch in self._running()):
+            self._stop_step(wait=False)
+        await self._perform_all(under_way(self._state), children)
+
+    async def _perform_all(self, commands: Sequence[Command], children: Wait | None = None) -> None:
         """Perform commands in order; no ship begins when the ledger says of its record that child jobs forbid it."""
-        children: Wait | None = None
         for command in commands:
             if children is None or not isinstance(command, Ship):
                 children = await self._perform(command) or children
@@ -290,10 +334,15 @@ class JobWorkflow:
             held_ship = any(isinstance(command, Ship) for command in commands)
             self._inbox.appendleft(ChildrenResolved(**dict(children), held_ship=held_ship))
 
+    def _answer(self, event: Event, problem: str | None = None) -> None:
+        """Tell who waits for the event that it was taken, or why not."""
+        if id(event) in self._replies:
+            self._replies[id(event)] = problem or ""
+
     def _refused(self, event: Event, message: str) -> None:
         """An action was legal when it arrived and no longer is: tell who waits for it, or the job's log."""
         if id(event) in self._replies:
-            self._replies[id(event)] = message
+            self._answer(event, message)
         elif isinstance(event, Act):
             self._inbox.append(Refused(action=event.action, message=message, by=event.by))
 
@@ -335,7 +384,10 @@ class JobWorkflow:
         return None
 
     def _begin(self, command: Build | Judge | Ship) -> None:
-        """Run a step beside the loop; it ends with an event in the inbox."""
+        """Run a step beside the loop, unless it runs already; it ends with an event in the inbox."""
+        key = (type(command), command.grant.epoch)
+        if key in self._running():
+            return
         self._stop_requested = False
         if isinstance(command, Build):
             step = self._build(command)
@@ -343,15 +395,23 @@ class JobWorkflow:
             step = self._judge(command)
         else:
             step = self._ship(command)
-        task = asyncio.create_task(step)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[key] = asyncio.create_task(step)
+
+    def _running(self) -> tuple[tuple[type[Command], int], ...]:
+        return tuple(key for key, task in self._tasks.items() if not task.done())
 
     def _stop_step(self, wait: bool) -> None:
         """Cancel the running activity; without `wait` its answer belongs to a lost epoch and is ignored."""
         self._stop_requested = wait
         if self._step is not None:
             self._step.cancel()
+
+    def _stopped_at_once(self, epoch: int, step: Step) -> bool:
+        """Return whether the word to stop a step came before it had begun; that ends it."""
+        if not self._stop_requested or not workflow.patched("stop-at-once"):
+            return False
+        self._broken(epoch, step, FailureKind.CANCELLED, "stopped before it began")
+        return True
 
     # --- control side ---------------------------------------------------------------------------------------------
 
@@ -371,13 +431,17 @@ class JobWorkflow:
 
     async def _write(self, record: Record) -> Wait | None:
         self._writes += 1
-        job = self._input
+        job, seq = self._input, self._writes
+        decided = Decided(seq=seq, state=remembered(self._state), taken=tuple(self._taken))
         reply: WriteReply | None = await self._ledger(
             "write_record",
-            WriteRequest(job_id=job.job_id, product_id=job.product_id, seq=self._writes, record=record),
+            WriteRequest(job_id=job.job_id, product_id=job.product_id, seq=seq, record=record, decided=decided),
             WriteReply,
             f"ledger: {' → '.join(record.path) or ', '.join(entry.type for entry in record.entries)}",
         )
+        if reply is not None and reply.ahead is not None:
+            raise LedgerIsAhead(reply.ahead, reply.children)
+        self._unrecorded = []
         return None if reply is None else reply.children  # histories of before have no answer
 
     async def _resolve_parents(self) -> None:
@@ -411,6 +475,8 @@ class JobWorkflow:
     async def _build(self, command: Build) -> None:
         grant = command.grant
         job = self._input
+        if self._stopped_at_once(grant.epoch, "build"):
+            return
         request = BuildRequest(
             job_id=job.job_id,
             product_id=job.product_id,
@@ -527,6 +593,8 @@ class JobWorkflow:
 
         Returns None when the step was stopped or given up (a `StepBroken` event is in the inbox then).
         """
+        if self._stopped_at_once(grant.epoch, step):
+            return None
         factory, pause, failures = grant.factory, PLACE_PAUSE, 0
         while True:
             try:

@@ -593,6 +593,15 @@ def test_a_ship_that_cannot_land_ends_in_review_with_the_reason(outcome: str) ->
     assert isinstance(commands[-1], Route)
 
 
+def test_verdict_that_comes_although_the_job_is_being_cancelled_ends_it() -> None:
+    """The word was too late for the step, not for the job: nobody is left with a job that refuses every word."""
+    stopping, _ = play(fresh(), Started(grant=grant()), built(), act("cancel"))
+    assert (stopping.step, stopping.stopping) == ("judge", "cancelled")
+    state, commands = play(stopping, judged())
+    assert (state.stage, state.stopping) == (Stage.CANCELLED, "")
+    assert isinstance(commands[-1], Finish)
+
+
 def test_nothing_is_possible_while_shipping_and_after_the_end() -> None:
     """Ship cannot be overtaken by cancel; an ended job refuses everything."""
     shipping, _ = play(at_gate(), act("ship", CANDIDATE))

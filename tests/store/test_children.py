@@ -9,7 +9,7 @@ import pytest
 
 from core.errors import IllegalAction, InvalidInput
 from core.job import Dependency, Stage
-from core.lifecycle import Entry, RecordAck
+from core.lifecycle import Decided, Entry, Record, RecordAck
 from store.messages import Submission
 from store.views import Submitted
 from tests.store.fleet import CANDIDATE, Fleet, make_spec
@@ -53,6 +53,21 @@ def news(rows: list[Any]) -> list[tuple[str, str, object]]:
     return [
         (row.job_id, row.name, row.payload["outcome"]) for row in rows if row.kind == "signal" and row.name != "granted"
     ]
+
+
+async def test_workflow_that_is_told_how_far_the_ledger_is_learns_what_holds_its_gate(floor: Fleet) -> None:
+    """It was another decision that had brought the whole to its gate; the gate is held all the same."""
+    await decompose(floor, "a")
+    await floor.accept("whole", 1)
+    to_gate = Record(path=(Stage.REVIEW, Stage.TESTING), epoch=1)
+    decided = Decided(seq=1, state={"stage": "testing"})
+    await floor.ledger.record("whole", 1, to_gate, floor.tick(), decided=decided)
+
+    ack = await floor.ledger.record("whole", 1, Record(approved_by="eve"), floor.tick())
+
+    assert ack.ahead == decided
+    assert ack.children is not None
+    assert ack.children.outcome == "waiting"
 
 
 async def test_record_that_brings_the_whole_to_its_gate_tells_of_its_children(floor: Fleet) -> None:

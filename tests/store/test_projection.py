@@ -9,7 +9,8 @@ import pytest
 from core.attempt import Usage
 from core.errors import Conflict, IllegalAction, IllegalTransition, NotFound, StaleEpoch
 from core.job import Condition, Cooldown, Dependency, Stage
-from core.lifecycle import TRANSITIONS, Entry, Record
+from core.job_messages import RECORDS_PER_LIFE
+from core.lifecycle import TRANSITIONS, Decided, Entry, Record
 from store.projection import stages_to_go
 from tests.store.fleet import BASE, CANDIDATE, CHECKPOINT, Fleet
 
@@ -55,6 +56,24 @@ async def test_record_with_a_used_number_and_other_content_is_a_conflict(floor: 
         await floor.ledger.record("j-1", 1, Record(approved_by="eve"), floor.now)
     with pytest.raises(NotFound):
         await floor.ledger.record("j-x", 1, Record(), floor.now)
+
+
+async def test_record_whose_number_another_has_changes_nothing_and_is_told_how_far_the_ledger_is(floor: Fleet) -> None:
+    """The newest of the life: what a forgotten task wrote holds, also where it wrote twice; no other life's counts."""
+    first, second = (Decided(seq=RECORDS_PER_LIFE + seq, state={"stage": "building"}) for seq in (1, 2))
+    for decided, who in ((first, "ada"), (second, "bob")):
+        await floor.ledger.record("j-1", decided.seq, Record(approved_by=who), floor.now, decided=decided)
+    before = (await floor.job("j-1")).model_dump(), await floor.events("j-1")
+    other = Record(path=(Stage.FAILED,), epoch=1, end_lease=True)
+
+    ack = await floor.ledger.record("j-1", first.seq, other, floor.tick(), decided=first)
+
+    assert (ack.applied, ack.freed, ack.ahead) == (False, False, second)
+    assert ((await floor.job("j-1")).model_dump(), await floor.events("j-1")) == before
+    next_life = second.seq + RECORDS_PER_LIFE
+    await floor.ledger.record("j-1", next_life, Record(), floor.now)
+    with pytest.raises(Conflict, match="other content"):
+        await floor.ledger.record("j-1", first.seq, other, floor.now, decided=first)
 
 
 async def test_record_of_a_task_that_is_done_again_later_counts_once(floor: Fleet) -> None:
