@@ -20,6 +20,7 @@ import httpx
 
 from tests.bench.bench_router import offers
 from tests.bench.field import document_of
+from workers.factory_agent import beat_pause_s
 from workers.link import FactoryLink, LinkDown
 
 CLASSES = 100
@@ -76,11 +77,10 @@ class SimulatedFactory:
         pause = self._dice.random() * beat_s
         while True:
             await asyncio.sleep(pause)
-            began = time.monotonic()
             await self.beat()
             for attempt in tuple(self.running):
                 await self.tell(attempt)
-            pause = max(0.0, began + beat_s - time.monotonic())
+            pause = beat_pause_s(beat_s)
 
     async def beat(self) -> None:
         """Say that we live, and note how long the answer took."""
