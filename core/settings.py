@@ -65,7 +65,9 @@ class Settings(BaseModel):
         description="Seconds without an acknowledged heartbeat after which an attempt is lost.",
     )
     beat_s: float = Field(default=5.0, gt=0, description="Seconds between heartbeats of an attempt.")
-    factory_beat_s: float = Field(default=5.0, gt=0, description="Seconds between heartbeats of a factory.")
+    factory_beat_s: float = Field(
+        default=5.0, gt=0, description="Longest time between heartbeats of a factory, in seconds."
+    )
     factory_link: bool = Field(default=True, description="Whether an agent keeps a WebSocket to the API.")
     checkpoint_s: float = Field(
         default=30.0, gt=0, description="Longest time between two checkpoints while files change."

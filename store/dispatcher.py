@@ -15,7 +15,7 @@ from store.turns import tell_passed_over
 
 MAX_PASSES = 5
 """Passes in a row while other processes win races against ours; what is left then waits for the next call."""
-GRANTS_AT_ONCE = 50
+GRANTS_AT_ONCE = 20
 """Grants of one transaction: more are made one transaction after the other, so that others who write get their turn."""
 
 
@@ -67,6 +67,7 @@ class Dispatcher:
         planned = plan(snapshot, self._cache, limit=limit)
         if not planned.grants and not planned.preemptions:
             return Admitted((), skipped=0)
+        planned.grounds([grant.job_id for grant in planned.grants])  # kept by the plan, so that admission is short
         admitted = await self._database.write(admission.admit, planned, terms=self._terms, now=now)
         self._fleet.turns.passed(planned, {grant.job_id for grant in admitted.grants})
         if grown := self._fleet.turns.take_grown(planned.snapshot.limits.factory_bound):

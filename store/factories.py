@@ -44,8 +44,7 @@ def register(
         Unauthenticated: the token opens nothing any more.
 
     """
-    if offer.status.sentinel is not None:  # before any lock, as in `heartbeat`
-        switch.follow_sentinel(connection, offer.name, offer.status.sentinel, now)
+    switch.follow_sentinel(connection, offer.name, offer.status.sentinel, now)  # before any lock, as in `heartbeat`
     if token_id is not None:
         tokens.check_opens(connection, token_id, now)
     values = _values(offer, now)
@@ -128,8 +127,8 @@ def heartbeat(connection: Connection, name: str, instance: str, status: FactoryS
         Conflict: another agent has taken the name over.
 
     """
-    if status.sentinel is not None:  # before any lock: a pull waits for admissions, which take factories
-        switch.follow_sentinel(connection, name, status.sentinel, now)
+    # before any lock: a pull waits for admissions, which take factories
+    switch_state = switch.follow_sentinel(connection, name, status.sentinel, now)
     row = connection.execute(
         select(
             factories.c.instance,
@@ -163,7 +162,7 @@ def heartbeat(connection: Connection, name: str, instance: str, status: FactoryS
         state=state,
         returned=returned,
         hand_over=_hand_over_is_due(row.drain, now),
-        switch=switch.state(connection).concerning(name),
+        switch=switch_state.concerning(name),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import Connection, and_, func, select, tuple_, update
+from sqlalchemy import Connection, and_, func, or_, select, tuple_, update
 
 from core.link import StopReason
 from core.router import Preemption
@@ -70,15 +70,15 @@ def make_way(job: OpenJob, urgent: Preemption) -> bool:
 def link_news(connection: Connection, running: Sequence[tuple[str, int]]) -> LinkNews:
     """Return what the agents that run these attempts have to hear."""
     stops: dict[tuple[str, int], StopReason] = {}
+    lease = leases.c
+    cancelled = and_(lease.state == "living", lease.stop_requested_at.is_not(None))
+    concerned = select(lease.job_id, lease.epoch, lease.state, lease.yields_to).where(
+        or_(lease.state == "lost", cancelled)  # nearly none; all of them would be fetched several times a second
+    )
     for some in batches(running):
-        found = connection.execute(
-            select(
-                leases.c.job_id, leases.c.epoch, leases.c.state, leases.c.stop_requested_at, leases.c.yields_to
-            ).where(tuple_(leases.c.job_id, leases.c.epoch).in_(some))
-        )
-        for row in found:
+        for row in connection.execute(concerned.where(tuple_(lease.job_id, lease.epoch).in_(some))):
             if row.state == "lost":
                 stops[row.job_id, row.epoch] = "fenced"
-            elif row.state == "living" and row.stop_requested_at is not None:
+            else:
                 stops[row.job_id, row.epoch] = "preempted" if row.yields_to else "cancelled"
     return LinkNews(stops, switch.kill_epoch(connection))

@@ -126,21 +126,28 @@ def _nothing_there(connection: Connection, scope: HaltScope, name: str) -> NotFo
     return NotFound(f"{subject} is not halted", hint=f"halted now: {there or 'nothing'}")
 
 
-def follow_sentinel(connection: Connection, factory: str, path: str, now: datetime) -> bool:
-    """Halt or release a factory as the sentinel file on its machine says; return whether anything changed.
+def follow_sentinel(connection: Connection, factory: str, path: str | None, now: datetime) -> SwitchState:
+    """Halt or release a factory as the sentinel file on its machine says; return how the switch stands then.
 
-    `path` is the file that is there, empty for none. To be called before anything else of the transaction is locked.
+    `path` is the file that is there, empty for none; None: nobody looked. To be called before anything else of the
+    transaction is locked.
     """
+    present = state(connection)
     reason = f"the file {path} is there" if path else ""
-    row = _in_force(connection, "factory", factory, "sentinel")
-    if reason == ("" if row is None else row.reason):
-        return False
+    if path is None or reason == _told_by_sentinel(present, factory):
+        return present
     serialise(connection, "admission")
     if reason:
         pull(connection, Halt(scope="factory", name=factory, stop_running=True, origin="sentinel", reason=reason), now)
     elif (row := _in_force(connection, "factory", factory, "sentinel")) is not None:
         _release(connection, row, f"factory {factory}", now)
-    return True
+    return state(connection)
+
+
+def _told_by_sentinel(present: SwitchState, factory: str) -> str:
+    """Return why a sentinel file halts the factory; empty when none does."""
+    own = ("factory", factory, "sentinel")
+    return next((halt.reason for halt in present.halts if (halt.scope, halt.name, halt.origin) == own), "")
 
 
 def forget_factory(connection: Connection, factory: str, actor: str, now: datetime) -> None:

@@ -22,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import uniform
 from typing import IO, Any, Final, Self
 
 import structlog
@@ -84,6 +85,17 @@ CLOCKS_LOOK_S: Final = 1.0
 """Time between two looks at the clocks."""
 RENEW_AT: Final = 3
 """A token is renewed when this part (a third) of its lifetime is left."""
+SHORTEST_PAUSE: Final = 0.8
+"""Shortest pause between two beats, as a part of `factory_beat_s`."""
+
+
+def beat_pause_s(beat_s: float) -> float:
+    """Return for how long to wait after a beat, `beat_s` at the most.
+
+    Chance keeps a fleet apart: whom an API that stood still, or the kill switch, made beat at one moment would
+    otherwise beat together ever after.
+    """
+    return beat_s * uniform(SHORTEST_PAUSE, 1.0)  # noqa: S311 - no secret
 
 
 @dataclass
@@ -346,7 +358,7 @@ class Agent:
         """Tell the API that we live, until told otherwise; at once when there is something to tell."""
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), self.settings.factory_beat_s)
+                await asyncio.wait_for(self._news.wait(), beat_pause_s(self.settings.factory_beat_s))
             self._news.clear()
             await self._beat_once(machine)
 

@@ -2,9 +2,9 @@
 
 It takes lines `JOB EPOCH` on standard input: an attempt that has handed its result in. For each it writes what the
 workflow would (review, shipped, seat free) and hands the seat out again, with the ledger's own methods. It prints a
-line `JOB EPOCH FACTORY` for each lease that came to life, whoever granted it, and in between lets factories beat on the
-ledger itself, to see how long that takes for a process that has nothing else to do. When its input ends it prints one
-JSON document.
+line `JOB EPOCH FACTORY` for each lease that came to life, whoever granted it. Twice a second it looks in the ledger for
+living leases whose factory was not heard of for as long as a lease lasts. When its input ends it prints one JSON
+document.
 """
 
 from __future__ import annotations
@@ -13,21 +13,19 @@ import asyncio
 import json
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, and_, func, select
 
 from core.job import Stage
 from core.lifecycle import Record
 from store import event_loop
 from store.database import open_database
 from store.ledger import Ledger, open_ledger
-from store.messages import FactoryStatus
 from store.settings_source import read_settings
-from store.tables import factories, leases
+from store.tables import factories, leases, runs
 
 LOOK_S = 0.5
-BEAT_S = 0.1
 
 
 class Control:
@@ -36,7 +34,6 @@ class Control:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self.passes_ms: list[float] = []
-        self.beats_ms: list[float] = []
         self.records_ms: list[float] = []
 
     async def free(self, job_id: str, epoch: int) -> None:
@@ -51,34 +48,25 @@ class Control:
         if await self._ledger.dispatch(datetime.now(UTC)):
             self.passes_ms.append((time.perf_counter() - began) * 1000)
 
-    async def beat(self, names: list[tuple[str, str]]) -> None:
-        """Let one factory after the other be heard of, on the ledger itself."""
-        number = 0
-        while True:
-            await asyncio.sleep(BEAT_S)
-            name, instance = names[number % len(names)]
-            began = time.perf_counter()
-            await self._ledger.factory_heartbeat(name, instance, FactoryStatus(sentinel=""), datetime.now(UTC))
-            self.beats_ms.append((time.perf_counter() - began) * 1000)
-            number += 1
 
-
-def living(connection: Connection) -> list[tuple[str, int, str]]:
-    """Return (job, epoch, factory) of every lease that lives."""
+def living(connection: Connection) -> list[tuple[str, int, str, datetime]]:
+    """Return (job, epoch, factory, when that was last heard of) of every lease that lives."""
     found = connection.execute(
-        select(leases.c.job_id, leases.c.epoch, leases.c.factory).where(leases.c.state == "living")
+        select(leases.c.job_id, leases.c.epoch, leases.c.factory, factories.c.last_beat_at)
+        .join(factories, factories.c.name == leases.c.factory)
+        .where(leases.c.state == "living")
     )
-    return [(row.job_id, row.epoch, row.factory) for row in found]
+    return [(row.job_id, row.epoch, row.factory, row.last_beat_at) for row in found]
 
 
-def lost(connection: Connection) -> int:
-    """Return how many leases were lost."""
-    return len(connection.execute(select(leases.c.job_id).where(leases.c.state == "lost")).all())
-
-
-def known(connection: Connection) -> list[tuple[str, str]]:
-    """Return (name, instance) of every factory."""
-    return [(row.name, row.instance) for row in connection.execute(select(factories.c.name, factories.c.instance))]
+def ends(connection: Connection) -> dict[str, int]:
+    """Return how many leases there are for each way in which one can stand."""
+    rows = connection.execute(
+        select(leases.c.state, runs.c.outcome, func.count().label("leases"))
+        .join(runs, and_(runs.c.job_id == leases.c.job_id, runs.c.epoch == leases.c.epoch))
+        .group_by(leases.c.state, runs.c.outcome)
+    )
+    return {f"{row.state} {row.outcome or 'open'}": row.leases for row in rows}
 
 
 async def main() -> None:
@@ -88,29 +76,31 @@ async def main() -> None:
     control = Control(ledger)
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    seen: set[tuple[str, int, str]] = set()
+    seen: set[tuple[str, int]] = set()
+    late: dict[str, float] = {}
+    patience = timedelta(seconds=settings.lease_ttl_s)
 
     async def announce() -> None:
         while True:
-            for lease in await database.read(living):
-                if lease not in seen:
-                    seen.add(lease)
-                    sys.stdout.write("{} {} {}\n".format(*lease))
+            for job_id, epoch, factory, heard_at in await database.read(living):
+                if (job_id, epoch) not in seen:
+                    seen.add((job_id, epoch))
+                    sys.stdout.write(f"{job_id} {epoch} {factory}\n")
+                if heard_at < datetime.now(UTC) - patience:
+                    late[f"{job_id} {epoch}"] = time.monotonic()
             sys.stdout.flush()
             await asyncio.sleep(LOOK_S)
 
-    names = await database.read(known)
     async with asyncio.TaskGroup() as tasks:
-        aside = [tasks.create_task(announce()), tasks.create_task(control.beat(names))]
+        announcing = tasks.create_task(announce())
         while line := (await lines.readline()).split():
             await control.free(line[0].decode(), int(line[1]))
-        for task in aside:
-            task.cancel()
+        announcing.cancel()
     told = {
         "passes_ms": control.passes_ms,
-        "beats_ms": control.beats_ms,
         "records_ms": control.records_ms,
-        "lost": await database.read(lost),
+        "late": late,
+        "ends": await database.read(ends),
     }
     sys.stdout.write(json.dumps(told) + "\n")
     await database.close()

@@ -20,6 +20,7 @@ import httpx
 
 from tests.bench.bench_router import offers
 from tests.bench.field import document_of
+from workers.factory_agent import beat_pause_s
 from workers.link import FactoryLink, LinkDown
 
 CLASSES = 100
@@ -76,11 +77,10 @@ class SimulatedFactory:
         pause = self._dice.random() * beat_s
         while True:
             await asyncio.sleep(pause)
-            began = time.monotonic()
             await self.beat()
             for attempt in tuple(self.running):
                 await self.tell(attempt)
-            pause = max(0.0, began + beat_s - time.monotonic())
+            pause = beat_pause_s(beat_s)
 
     async def beat(self) -> None:
         """Say that we live, and note how long the answer took."""
@@ -93,8 +93,8 @@ class SimulatedFactory:
             "warm_repositories": [],
         }
         began = time.monotonic()
-        await self._call("beat", body, f"/fleet/factories/{self.name}/heartbeat")
-        self.acknowledged.append((time.monotonic(), time.monotonic() - began))
+        if await self._call("beat", body, f"/fleet/factories/{self.name}/heartbeat"):
+            self.acknowledged.append((time.monotonic(), time.monotonic() - began))
 
     async def begin(self, attempt: Attempt) -> None:
         """Take up an attempt, as if its activity had come from Temporal."""
@@ -119,15 +119,21 @@ class SimulatedFactory:
         body = {"factory": self.name, "instance": self.instance, **parts}
         await self._call("report", body, f"/fleet/attempts/{job_id}/{epoch}/report", job_id=job_id, epoch=epoch)
 
-    async def _call(self, name: Any, body: Mapping[str, Any], path: str, **attempt: Any) -> None:
+    async def _call(self, name: Any, body: Mapping[str, Any], path: str, **attempt: Any) -> bool:
+        """Make a call, over HTTP when the link is down; return whether it was taken."""
+        said: object
         try:
             answer = await self.link.call(name, body, **attempt)
             status, said = answer.status, answer.body
         except LinkDown:
-            response = await self._http.post(path, json=body, headers=self._credentials)
-            status, said = response.status_code, response.json()
+            try:
+                response = await self._http.post(path, json=body, headers=self._credentials)
+                status, said = response.status_code, response.json()
+            except httpx.TransportError as error:
+                status, said = 599, repr(error)
         if status >= 400:
             self.refused.append(f"{name} of {self.name}: {status} {said}")
+        return status < 400
 
 
 async def enrol(http: httpx.AsyncClient, count: int) -> list[SimulatedFactory]:

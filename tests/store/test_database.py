@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 
 from core.errors import Conflict, InvalidInput, NotFound, Unavailable
 from core.settings import Settings
@@ -125,16 +125,38 @@ def test_sqlite_that_is_too_old_is_refused_in_words(
         opened(f"sqlite:///{tmp_path / 'ledger.db'}")
 
 
-async def test_sqlite_uses_write_ahead_log_and_waits_for_writers(tmp_path: Path, opened: Opener) -> None:
-    """Readers never wait, writers wait for each other, references hold, and `synchronous` is the setting's."""
+async def test_sqlite_uses_write_ahead_log_and_holds_references(tmp_path: Path, opened: Opener) -> None:
+    """Readers never wait, references hold, and `synchronous` is the setting's."""
     for setting, level in (("normal", 1), ("full", 2)):
         database = opened(f"sqlite:///{tmp_path / setting}.db", synchronous=setting)
 
         def pragmas(connection: Connection) -> list[Any]:
-            names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+            names = ("journal_mode", "synchronous", "foreign_keys")
             return [connection.execute(text(f"PRAGMA {name}")).scalar_one() for name in names]
 
-        assert await database.write(pragmas) == ["wal", level, 1, 15_000]
+        assert await database.write(pragmas) == ["wal", level, 1]
+
+
+async def test_sqlite_write_waits_for_other_processes_and_looks_often(tmp_path: Path, opened: Opener) -> None:
+    """A write waits for one of another program, far beyond what SQLite is told to wait, and looks all the time."""
+    path = tmp_path / "ledger.db"
+    database = opened(f"sqlite:///{path}")
+    await database.write(make)
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    looks: list[str] = []
+
+    def begins(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        looks.append(statement)
+        if len(looks) == 20:
+            other.execute("ROLLBACK")
+
+    assert isinstance(database, SqliteDatabase)
+    event.listen(database._writes, "before_cursor_execute", begins)
+
+    assert await database.write(add, 1) == 1
+    assert looks[:20] == ["BEGIN IMMEDIATE"] * 20
+    other.close()
 
 
 async def test_sqlite_write_holds_the_lock_from_its_first_statement(tmp_path: Path, opened: Opener) -> None:

@@ -33,7 +33,7 @@ from tests.conftest import TemporalServer
 from tests.repositories import Checkout
 from tests.workers.api_stub import ApiStub
 from tests.workers.clock_shim import ShiftedClocks, on_linux
-from workers.factory_agent import EXIT_IN_USE, EXIT_REFUSED, lock_identity
+from workers.factory_agent import EXIT_IN_USE, EXIT_REFUSED, beat_pause_s, lock_identity
 from workers.process_table import birth_of, living_descendants
 from workers.supervisor import HOLD_S, SCAN_S
 
@@ -516,3 +516,12 @@ def test_memorable_names_are_stable_and_many() -> None:
     """The same seed gives the same name; a hundred seeds give nearly a hundred names."""
     assert memorable_name("host /home") == memorable_name("host /home")
     assert len({memorable_name(str(number)) for number in range(100)}) > 90
+
+
+def test_fleet_that_beat_at_one_moment_spreads_over_time() -> None:
+    """No pause is longer than the setting, and no two factories keep step: a herd is gone after one round."""
+    pauses = sorted(beat_pause_s(15.0) for _ in range(1000))
+    assert pauses[0] >= 12.0
+    assert pauses[-1] <= 15.0
+    fullest = max(sum(start <= pause < start + 0.1 for pause in pauses) for start in pauses[::50])
+    assert fullest < 100
