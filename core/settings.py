@@ -94,6 +94,11 @@ class Settings(BaseModel):
         default=3600.0, gt=0, description="Seconds within which they count, and what others did is compared."
     )
     reconcile_s: float = Field(default=60.0, gt=0, description="Seconds between two passes of the reconciler.")
+    seat_wait_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="Seconds that a new job waits for a seat before its workflow is started without one.",
+    )
     outbox_retry_s: float = Field(default=1.0, gt=0, description="Seconds until an undelivered message is tried again.")
     allow_base: bool = Field(
         default=True,

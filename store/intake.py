@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import Connection, insert, select, tuple_
@@ -48,9 +48,17 @@ class _Entry:
     def job_id(self) -> str:
         return self.submission.job_id
 
+    @property
+    def starting(self) -> Starting:
+        return Starting(self.job_id, self.submission.spec.product_id, 1)
 
-def submit(connection: Connection, submissions: Sequence[Submission], now: datetime) -> tuple[Submitted, ...]:
+
+def submit(
+    connection: Connection, submissions: Sequence[Submission], now: datetime, seat_wait: timedelta
+) -> tuple[Submitted, ...]:
     """Take all of `submissions` in, or none; they may depend on each other in any order.
+
+    The workflow of one that can have a seat is started with the grant, or after `seat_wait` without.
 
     Raises:
         IdempotencyConflict: a key is taken by other content; `differs` names the fields.
@@ -63,7 +71,7 @@ def submit(connection: Connection, submissions: Sequence[Submission], now: datet
     _check_cycles(new, ids)
     known = _known_parents(connection, new, ids)
     entries = [_entry(one, ids, known) for one in new]
-    _write(connection, entries, now)
+    _write(connection, entries, now, seat_wait)
     hold_gates(connection, [one for one in new if one.child_of is not None], now)
     return tuple(Submitted(job_id=ids[one.job_id], created=ids[one.job_id] == one.job_id) for one in submissions)
 
@@ -241,7 +249,7 @@ def _moved_since(submission: Submission, parent: AnyRow) -> bool:
 # --- new jobs -----------------------------------------------------------------------------------------------------
 
 
-def _write(connection: Connection, entries: Sequence[_Entry], now: datetime) -> None:
+def _write(connection: Connection, entries: Sequence[_Entry], now: datetime, seat_wait: timedelta) -> None:
     if not entries:
         return
     first_events = [_submitted_event(entry, now) for entry in entries]
@@ -254,8 +262,8 @@ def _write(connection: Connection, entries: Sequence[_Entry], now: datetime) -> 
     if keys:
         connection.execute(insert(idempotency_keys), keys)
     _keep_profiles(connection, entries, now)
-    awake = [entry.submission for entry in entries if entry.held != WAITING]
-    enqueue_starts(connection, [Starting(one.job_id, one.spec.product_id, 1) for one in awake], now)
+    enqueue_starts(connection, [entry.starting for entry in entries if entry.held is None], now, wait=seat_wait)
+    enqueue_starts(connection, [entry.starting for entry in entries if entry.held not in (None, WAITING)], now)
 
 
 def _job_row(entry: _Entry, event: Mapping[str, Any], now: datetime) -> dict[str, Any]:

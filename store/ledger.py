@@ -105,6 +105,7 @@ class Ledger:
         self._default_limits = limits.of_settings(settings.routing)
         self._silent_after = timedelta(seconds=BEATS_UNTIL_SILENT * settings.factory_beat_s)
         self._outbox_retry_s = settings.outbox_retry_s
+        self._seat_wait = timedelta(seconds=settings.seat_wait_s)
         self._flaky = FlakyPolicy(failures=settings.quarantine_failures, window_s=settings.quarantine_window_s)
         terms = LeaseTerms(ttl_s=settings.lease_ttl_s, beat_s=settings.beat_s)
         self._dispatcher = Dispatcher(database, self._fleet, terms)
@@ -147,7 +148,7 @@ class Ledger:
             IllegalAction: a job is to be a child of one that has ended, or that is being shipped right now.
 
         """
-        return await self._database.write(intake.submit, submissions, now)
+        return await self._database.write(intake.submit, submissions, now, self._seat_wait)
 
     async def jobs_of_keys(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
         """Return the jobs that were submitted under (product, idempotency key) pairs, as far as there are any."""
@@ -651,6 +652,10 @@ class Ledger:
         if not await self._database.read(outbox.anything_due, now):
             return ()
         return await self._database.write(outbox.claim, now, limit)
+
+    async def hurry_start(self, job_id: str, now: datetime) -> bool:
+        """Have the workflow of a job that waits for its seat started now; False: it was, or is about to be."""
+        return await self._database.write(outbox.hurry_start, job_id, now)
 
     async def outbox_done(self, row_id: int) -> None:
         """Forget a row that was delivered."""

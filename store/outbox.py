@@ -2,6 +2,9 @@
 
 A row is deleted once it was delivered. While a process delivers it, its `due_at` lies in the future; when that process
 dies, the row is due again. Rows of one job are handed out one at a time and in order.
+
+The start of a job that waits for its first seat is due a while later, or as soon as there is something to tell: then
+the workflow begins with the grant, instead of being started, put to sleep and signalled.
 """
 
 from __future__ import annotations
@@ -35,10 +38,12 @@ def enqueue_start(connection: Connection, *, job_id: str, product_id: str, life:
     enqueue_starts(connection, [Starting(job_id, product_id, life)], now)
 
 
-def enqueue_starts(connection: Connection, lives: Sequence[Starting], now: datetime) -> None:
-    """Have the workflows of several jobs started, as `enqueue_start` does for one."""
+def enqueue_starts(
+    connection: Connection, lives: Sequence[Starting], now: datetime, *, wait: timedelta = timedelta(0)
+) -> None:
+    """Have the workflows of several jobs started, as `enqueue_start` does for one; after `wait`, or `hurry_start`."""
     if lives:
-        common = {"kind": "start", "name": "start", "created_at": now, "due_at": now}
+        common = {"kind": "start", "name": "start", "created_at": now, "due_at": now + wait}
         rows = [
             common | {"job_id": one.job_id, "product_id": one.product_id, "payload": {"life": one.life}}
             for one in lives
@@ -49,15 +54,16 @@ def enqueue_starts(connection: Connection, lives: Sequence[Starting], now: datet
 def enqueue_signal(
     connection: Connection, name: str, *, job_id: str, product_id: str, payload: dict[str, Any], now: datetime
 ) -> None:
-    """Have the job's workflow signalled, unless it is still to be started: then its start tells it everything."""
-    starting = connection.execute(
-        select(outbox.c.id)
-        .where(outbox.c.job_id == job_id, outbox.c.kind == "start", outbox.c.attempts == 0)
-        .with_for_update()
-    ).first()
-    if starting is None:
+    """Have the job's workflow signalled, unless it is still to be started: then its start, now, tells it everything."""
+    if not hurry_start(connection, job_id, now):
         row = {"kind": "signal", "name": name, "job_id": job_id, "product_id": product_id, "payload": payload}
         connection.execute(insert(outbox), row | {"created_at": now, "due_at": now})
+
+
+def hurry_start(connection: Connection, job_id: str, now: datetime) -> bool:
+    """Have the job's workflow started now; return False when nobody waits with that any more."""
+    untried = (outbox.c.job_id == job_id, outbox.c.kind == "start", outbox.c.attempts == 0)
+    return connection.execute(update(outbox).where(*untried).values(due_at=now)).rowcount > 0
 
 
 def start_pending(connection: Connection, job_id: str) -> bool:

@@ -48,6 +48,7 @@ from core.switch import SENTINEL
 from core.version import VERSION
 from engines.base import Engine
 from engines.registry import read_catalogue
+from store.event_loop import collect_rarely
 from store.logging_setup import configure_logging
 from store.settings_source import ROOT, read_settings
 from store.token_files import factory_token_file, write_token
@@ -535,6 +536,7 @@ def watch_children_by_pidfd() -> None:
 
 if __name__ == "__main__":
     watch_children_by_pidfd()
+    collect_rarely()
     code = asyncio.run(main())
     sys.stdout.flush()
     sys.stderr.flush()

@@ -170,7 +170,7 @@ class JobClient:
             raise IllegalAction(f"unknown action {action!r}; known: {', '.join(ACTIONS)}", action=action)
         if job.stage in ENDED:
             return await self._act_on_ended(job, action, reason=reason, by=by)
-        if job.held == WAITING and await self._ledger.begin_waiting(job.id, _now()):
+        if job.stage == Stage.QUEUED and await self._has_to_begin(job):
             await self.deliver_due()
         request = ActRequest.model_validate({"action": action, "sha": sha, "by": by, "reason": reason})
         patience = time.monotonic() + CATCH_UP_S
@@ -181,6 +181,12 @@ class JobClient:
                 if time.monotonic() > patience or not await self._is_behind(error, job.id):
                     raise _refusal(error, action, job.id) from error
                 await asyncio.sleep(CATCH_UP_PAUSE_S)
+
+    async def _has_to_begin(self, job: JobView) -> bool:
+        """Have the workflow of a queued job started that waits for parents or a seat; return False when it has one."""
+        if job.held == WAITING:
+            return await self._ledger.begin_waiting(job.id, _now())
+        return await self._ledger.hurry_start(job.id, _now())
 
     async def _is_behind(self, error: WorkflowUpdateFailedError, job_id: str) -> bool:
         """Return whether a workflow refused because it does not know yet what it wrote into the ledger itself.

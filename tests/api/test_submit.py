@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ async def test_submit_takes_a_job_in_and_tells_its_id(api: Api, manifest: Manife
     assert document["submitted_by"] == "tess"
     assert document["repository"]["base_sha"] == git(repository, "rev-parse", "main")
     assert api.dispatcher.wakes == 1
-    rows = await api.ledger.claim_outbox((await api.ledger.job(job["id"])).submitted_at)
+    submitted_at = (await api.ledger.job(job["id"])).submitted_at
+    assert await api.ledger.claim_outbox(submitted_at) == ()
+    rows = await api.ledger.claim_outbox(submitted_at + timedelta(seconds=api.backend.settings.seat_wait_s))
     assert [(row.kind, row.job_id) for row in rows] == [("start", job["id"])]
 
 

@@ -278,7 +278,14 @@ def running_stack(
     """Run a stack until the block ends; then nothing of it is left. `environ` is what its processes find besides."""
     home.mkdir(parents=True, exist_ok=True)
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "GIGAFACTORY_CACHE") if name in os.environ}
-    fast = {"lease_ttl_s": LEASE_S, "beat_s": BEAT_S, "factory_beat_s": BEAT_S, "checkpoint_s": 0.3, "reconcile_s": 1}
+    fast = {
+        "lease_ttl_s": LEASE_S,
+        "beat_s": BEAT_S,
+        "factory_beat_s": BEAT_S,
+        "checkpoint_s": 0.3,
+        "reconcile_s": 1,
+        "seat_wait_s": 1,
+    }
     env = {
         **kept,
         "PYTHONPATH": str(ROOT),

@@ -52,6 +52,11 @@ def temporal(stack: Stack, act: Callable[[Client], Awaitable[T]]) -> T:
     return asyncio.run(connected())
 
 
+def wait_for_workflow(stack: Stack, job_id: str) -> None:
+    """Wait until a job that has no seat has a workflow all the same."""
+    wait_for("its workflow", lambda: temporal(stack, lambda client: knows(client, workflow_id("default", job_id))))
+
+
 def terminate(stack: Stack, binary: Path, job_id: str) -> None:
     """End the job's workflow as an operator does: no code of ours runs in it any more."""
     command = [str(binary), "workflow", "terminate", "--address", stack.state()["urls"]["temporal"]]
@@ -173,6 +178,7 @@ def test_queued_job_whose_workflow_was_terminated_fails_and_takes_no_seat(
     first = stack.submit(locked_job(remote, "queue", when_told(flag)))
     stack.until(first, "building")
     job_id = stack.submit(locked_job(remote, "queue", "date > made"))
+    wait_for_workflow(stack, job_id)
     terminate(stack, temporal_binary, job_id)
     assert stack.act(first, "cancel").status_code == 200
     assert_failed_visibly(stack, job_id)
@@ -219,7 +225,7 @@ def test_job_whose_grant_was_lost_gets_it_again(stack: Stack, remote: Remote, tm
     first = stack.submit(locked_job(remote, "lost-grant", when_told(tmp_path / "flag")))
     stack.until(first, "building")
     job_id = stack.submit(locked_job(remote, "lost-grant", "date > made"))
-    wait_for("its workflow", lambda: temporal(stack, lambda client: knows(client, workflow_id("default", job_id))))
+    wait_for_workflow(stack, job_id)
     with losing(stack, "signal", "granted") as lost:
         assert stack.act(first, "cancel").status_code == 200
         wait_for("the loss", lost)

@@ -88,8 +88,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def settings(url: str, tmp_path: Path) -> Settings:
-    """Return settings whose ledger is `url`."""
-    return Settings(home=tmp_path, database_url=url)
+    """Return settings whose ledger is `url`, and with which every queued job has its workflow at once."""
+    return Settings(home=tmp_path, database_url=url, seat_wait_s=0)
 
 
 @pytest.fixture

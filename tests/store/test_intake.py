@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -225,7 +226,7 @@ async def test_large_request_takes_as_many_statements_as_a_small_one(fleet: Flee
 
         def counted(connection: Connection, jobs: list[Submission], statements: list[str]) -> None:
             event.listen(connection, "before_cursor_execute", lambda *call: statements.append(call[2]))
-            submit(connection, jobs, fleet.now)
+            submit(connection, jobs, fleet.now, timedelta(0))
 
         await database.write(counted, [submission(f"root-{width}"), *fan, join], statements)
         counts[width] = len([one for one in statements if "advisory" not in one])

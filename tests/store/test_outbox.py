@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
-from core.job import Stage
+from core.job import Dependency, Stage
+from core.settings import Settings
+from store import open_ledger
+from store.messages import Submission
 from store.outbox import CLAIM_S, MAX_RETRY_S
-from tests.store.fleet import Fleet
+from tests.store.fleet import Fleet, make_spec
 
 
 async def names(fleet: Fleet) -> list[str]:
@@ -147,3 +151,69 @@ async def test_row_says_where_it_goes(fleet: Fleet, kind: str) -> None:
 
     (row,) = await fleet.ledger.claim_outbox(fleet.now)
     assert (row.kind, row.product_id, row.job_id) == (kind, "toys", "j-1")
+
+
+@pytest.fixture
+async def patient(settings: Settings) -> AsyncIterator[Fleet]:
+    """Return a fleet whose jobs get their workflow with their seat, or after a minute."""
+    ledger = open_ledger(settings.model_copy(update={"seat_wait_s": 60.0}))
+    yield Fleet(ledger, settings.ledger_url)
+    await ledger.close()
+
+
+async def test_job_gets_its_workflow_with_its_seat(patient: Fleet) -> None:
+    """Nothing is started for a job that only waits; its grant brings the start forward, and needs no signal."""
+    await patient.submit("j-1")
+    assert await names(patient) == []
+    await patient.factory("f1")
+    (grant,) = await patient.ledger.dispatch(patient.tick(10))
+
+    (row,) = await patient.deliver()
+    assert (row.name, (await patient.ledger.start_payload("j-1")).grant) == ("start", grant)
+
+
+async def test_job_that_waits_long_for_its_seat_gets_its_workflow_without(patient: Fleet) -> None:
+    """From then on it is told of its grant by a signal."""
+    await patient.submit("j-1")
+    patient.tick(59)
+    assert await names(patient) == []
+    patient.tick(1)
+    assert [row.name for row in await patient.deliver()] == ["start"]
+    await patient.factory("f1")
+    await patient.ledger.dispatch(patient.now)
+    assert await names(patient) == ["j-1 granted"]
+
+
+async def test_start_is_hurried_for_who_wants_to_act(patient: Fleet) -> None:
+    """An operator's action needs the workflow now; one that was handed out is not handed out again."""
+    await patient.submit("j-1")
+    assert await patient.ledger.hurry_start("j-1", patient.now)
+    assert await names(patient) == ["j-1 start"]
+    assert not await patient.ledger.hurry_start("j-1", patient.now)
+    assert await names(patient) == []
+
+
+async def test_job_that_cannot_have_a_seat_yet_is_started_at_once(patient: Fleet) -> None:
+    """The workflow of a job whose base is to be looked up anew is what makes it ready for a seat."""
+    await patient.factory("f1")
+    await patient.granted("parent")
+    await patient.deliver()
+    known_at = patient.now
+    await patient.ship("parent")
+    await patient.deliver()
+    patient.tick()
+    await patient.ledger.submit_all(
+        [
+            Submission(
+                job_id="child",
+                spec=make_spec(deps=(Dependency(job_id="parent"),)),
+                canonical={},
+                documents={},
+                submitted_by="ada",
+                base_known_at=known_at,
+            )
+        ],
+        patient.now,
+    )
+    assert (await patient.job("child")).held == "workflow"
+    assert await names(patient) == ["child start"]

@@ -9,8 +9,9 @@ from uuid import uuid4
 
 import pytest
 from temporalio import workflow
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from core.attempt import workflow_id
@@ -75,6 +76,22 @@ async def test_action_on_a_job_without_a_workflow_is_not_found(jobs: JobClient) 
     job_id = await submitted(jobs)
     with pytest.raises(NotFound, match="has no running workflow"):
         await jobs.act(review(job_id), "reject")
+
+
+async def test_action_on_a_job_that_waits_for_its_seat_starts_its_workflow(
+    jobs: JobClient, temporal_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has none before; here no control worker takes the action, but it is brought."""
+    monkeypatch.setattr(job_client, "RPC_TIMEOUT_S", 0.3)
+    job_id = await submitted(jobs)
+    await jobs.deliver_due()
+    handle = temporal_client.get_workflow_handle(workflow_id("default", job_id))
+    with pytest.raises(RPCError, match="not found"):
+        await handle.describe()
+    with pytest.raises(Unavailable, match=f"pause of job {job_id}"):
+        await jobs.act(await jobs._ledger.job(job_id), "pause")
+    assert (await handle.describe()).status == WorkflowExecutionStatus.RUNNING
+    await handle.terminate()
 
 
 @workflow.defn(name="JobWorkflow")

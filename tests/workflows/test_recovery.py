@@ -63,7 +63,7 @@ class Site:
 @pytest.fixture
 async def site(tmp_path: Path, temporal_client: Client) -> AsyncIterator[Site]:
     """Return an empty ledger beside the server that all tests share."""
-    settings = Settings(home=tmp_path)
+    settings = Settings(home=tmp_path, seat_wait_s=0)
     await migrate(settings.ledger_url)
     ledger = open_ledger(settings)
     fleet = Fleet(ledger, settings.ledger_url)
