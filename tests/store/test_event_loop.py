@@ -18,6 +18,7 @@ def restored() -> Iterator[None]:
     yield
     sys.setswitchinterval(interval)
     gc.set_threshold(*thresholds)
+    gc.unfreeze()
 
 
 def test_run_lets_threads_change_soon_and_collects_rarely(restored: None) -> None:
