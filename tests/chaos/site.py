@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from core.settings import Settings
 from store.settings_source import read_settings
 from tests.bench.measuring import tell
-from tests.topology.production import Site, plan_production
+from tests.topology.production import Site, plan_production, take_temporal_ports
 from workers.stack import run_steward
 from workers.stack_home import PortReservation, prepare
 from workers.stack_parts import PartSpec, StackPlan, plan_stack
@@ -74,7 +74,8 @@ def with_doors(plan: StackPlan, ports: Ports, addresses: Mapping[str, str]) -> S
 def make_plan(settings: Settings, given: argparse.Namespace, reservation: PortReservation) -> StackPlan:
     """Lay out the stack of the topology that was asked for."""
     if given.postgres_port:
-        site = Site(settings.home, reservation, postgres_port=given.postgres_port, bin_dir=given.binary)
+        taken = take_temporal_ports(reservation)
+        site = Site(settings.home, taken, postgres_port=given.postgres_port, bin_dir=given.binary)
         plan = plan_production(settings, site, reservation, factories=given.factories)
     else:
         plan = plan_stack(settings, reservation, factories=given.factories, temporal_binary=given.binary)
