@@ -122,7 +122,7 @@ def gone_afterwards(env: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        guard.communicate(b"now\n", timeout=120)
+        guard.communicate(b"now\n", timeout=300)
 
 
 async def _settle(address: str, process: subprocess.Popen[bytes]) -> None:

@@ -29,7 +29,8 @@ from tests.topology.production import LEDGER, Site, full_server, production
 ROOT = Path(__file__).resolve().parents[2]
 LEASE_S = 3.0
 BEAT_S = 0.5
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
+START_S = 300.0
 T = TypeVar("T")
 
 
@@ -156,17 +157,15 @@ class Stack:
         headers = {"Authorization": f"Bearer {token}"}
         return httpx.Client(base_url=self.state()["urls"][url], headers=headers, timeout=30)
 
-    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+    def _run(self, command: list[str], *, check: bool = False) -> subprocess.CompletedProcess[str]:
+        nothing = subprocess.DEVNULL
         return subprocess.run(
-            command, env=self.env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=120
+            command, env=self.env, capture_output=True, text=True, check=check, stdin=nothing, timeout=START_S
         )
 
     def gf(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run our command line."""
-        command = [sys.executable, "-P", "-m", "cli", *arguments]
-        return subprocess.run(
-            command, env=self.env, capture_output=True, text=True, check=check, stdin=subprocess.DEVNULL, timeout=120
-        )
+        return self._run([sys.executable, "-P", "-m", "cli", *arguments], check=check)
 
     def state(self) -> dict[str, Any]:
         """Return the stack's own record."""

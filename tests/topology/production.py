@@ -30,6 +30,7 @@ from tests.conftest_postgres import PostgresServer, postgres_binaries, running_p
 from tests.topology.compose import COMPOSE_FILE, ROOT, Service, read_services
 from workers.stack import run_steward
 from workers.stack_home import LOOPBACK, PortReservation
+from workers.stack_part import Limits
 from workers.stack_parts import PartSpec, StackPlan, http_request, plan_stack
 from workers.stack_start import ensure_up, spawn_steward
 from workers.temporal_full_server import obtain_full_server
@@ -57,6 +58,8 @@ TEMPORAL_PORTS = (
 )
 FIRST_PORT = 24200
 """Of PostgreSQL and Temporal. Temporal stores its ports as signed 16-bit numbers: they must lie below 32768."""
+PATIENT, FOLLOW_S = Limits(ready_timeout_s=240), 270.0
+"""How long a dozen processes may take to start on a machine that others keep busy, beside the test's own patience."""
 WAIT = 'while [ "$1" != -- ]; do until [ -e "$1" ]; do sleep 0.05; done; shift; done; shift; exec "$@"'
 """A shell line that waits for files, then becomes the command after `--`: `service_completed_successfully`."""
 NOTE = 'note=$1; shift; "$@" && : > "$note"'
@@ -280,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = _arguments(given.factories, given.postgres_port, given.bin)
         return spawn_steward(home, [*command, *again], foreground=False)
 
-    ensure_up(settings.home, _tell, launch=launch)
+    ensure_up(settings.home, _tell, launch=launch, follow_s=FOLLOW_S)
     return 0
 
 
@@ -294,7 +297,7 @@ def _be_steward(settings: Settings, given: argparse.Namespace) -> int:
         site = Site(settings.home, taken, postgres_port=given.postgres_port, bin_dir=given.bin)
         return plan_production(settings, site, ports, factories=given.factories)
 
-    return run_steward(settings.home, make_plan)
+    return run_steward(settings.home, make_plan, limits=PATIENT)
 
 
 if __name__ == "__main__":
