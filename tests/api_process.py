@@ -23,7 +23,7 @@ from store import migrate
 from store.token_files import ensure_factory_token
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 USER = "token"
 """Name of the file with the user's token."""
 NOWHERE = "127.0.0.1:1"
