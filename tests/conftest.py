@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,10 @@ from workers.temporal_server import (
 
 DIES_WITH_US = 'exec 3<&0; "$@" </dev/null 3<&- & server=$!; read -r _ <&3; kill "$server"; wait "$server"'
 """A shell line that runs a server until its own standard input closes, as it does when the test process is killed."""
+
+CLEANS_UP = 'read -r _ || sleep 15; exec "$@"'
+"""A shell line that runs a command once it is told to, or once its standard input closes without a word: then, killed
+with the test process, a stack may be in the middle of its start, and cannot be taken down before there is a record."""
 
 
 @pytest.hookimpl(trylast=True)
@@ -105,6 +109,20 @@ def running_temporal(binary: Path, folder: Path, *, db_file: Path | None = None)
         yield TemporalServer(address=f"127.0.0.1:{port}", namespace="default", log=log)
     finally:
         process.communicate(timeout=20)
+
+
+@contextmanager
+def gone_afterwards(env: Mapping[str, str]) -> Iterator[None]:
+    """Take down the stack of the home that `env` names when the block ends, or when this process dies."""
+    command = ["sh", "-c", CLEANS_UP, "sh", sys.executable, "-P", "-m", "cli", "down"]
+    nowhere = subprocess.DEVNULL
+    guard = subprocess.Popen(
+        command, env=env, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        guard.communicate(b"now\n", timeout=300)
 
 
 async def _settle(address: str, process: subprocess.Popen[bytes]) -> None:

@@ -70,12 +70,13 @@ def ensure_up(
     factories: int | None = None,
     foreground: bool = False,
     launch: Launch | None = None,
+    follow_s: float = FOLLOW_S,
 ) -> StackInfo:
     """Return the stack of `home` once it is ready, starting it if it does not run.
 
     `factories` (0 to 64) is how many local factories it shall have; None keeps what it has, or the setting.
     `foreground` ties a stack that is started now to this process: it ends when this process does.
-    `launch` starts the steward; tests give one with other parts.
+    `launch` starts the steward; tests give one with other parts. `follow_s` is how many seconds the start may take.
 
     Raises:
         StackFailed: a part does not come up.
@@ -87,13 +88,13 @@ def ensure_up(
     state = _settled(home, progress)
     if state is None:
         steward = (launch or launch_steward)(home, progress, factories, foreground)
-        return _follow(home, progress, steward)
+        return _follow(home, progress, steward, follow_s=follow_s)
     check_version(state)
     if factories is not None and factories != state.factories_wanted:
         progress(f"changing the number of local factories from {state.factories_wanted} to {factories}")
         write_atomically(wanted_path(home), f"{factories}\n")
         state.steward.signal(signal.SIGHUP)
-    return _follow(home, progress, None, factories=factories)
+    return _follow(home, progress, None, factories=factories, follow_s=follow_s)
 
 
 def check_version(state: StackState) -> None:
@@ -218,11 +219,16 @@ class Narrator:
 
 
 def _follow(
-    home: Path, progress: Progress, steward: subprocess.Popen[bytes] | None, *, factories: int | None = None
+    home: Path,
+    progress: Progress,
+    steward: subprocess.Popen[bytes] | None,
+    *,
+    factories: int | None = None,
+    follow_s: float,
 ) -> StackInfo:
     """Wait until the stack is ready, telling its steps; `steward` is the process that was started for it, if any."""
     narrator = Narrator(progress)
-    deadline = time.monotonic() + FOLLOW_S
+    deadline = time.monotonic() + follow_s
     vanished_at: float | None = None
     while True:
         exited = steward is not None and steward.poll() is not None
@@ -241,7 +247,7 @@ def _follow(
             if time.monotonic() - vanished_at > TAKEOVER_S or (steward is not None and steward.returncode):
                 raise _crash(home)
         if time.monotonic() > deadline:
-            raise _late(home, state)
+            raise _late(home, state, follow_s)
         time.sleep(POLL_S)
 
 
@@ -269,13 +275,13 @@ def _failure(home: Path, state: StackState) -> StackFailed:
     )
 
 
-def _late(home: Path, state: StackState | None) -> StackFailed:
+def _late(home: Path, state: StackState | None, follow_s: float) -> StackFailed:
     late = [part for part in state.parts if part.state not in {"ready", "done"}] if state is not None else []
     names = ", ".join(f"{part.name} ({part.state})" for part in late) or "the steward"
     log = late[0].log if late else str(home / "logs" / "steward.log")
     lines = list(tail(Path(log), LOG_LINES))
     hint = f"log: {log}; `gf down` and `gf up` start everything afresh"
-    return StackFailed(f"not ready after {FOLLOW_S:g} s: {names}", hint=hint, part=names, log=lines)
+    return StackFailed(f"not ready after {follow_s:g} s: {names}", hint=hint, part=names, log=lines)
 
 
 def _crash(home: Path) -> StackFailed:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from core.settings import Settings
 from store.settings_source import read_settings
 from tests.bench.measuring import tell
-from tests.topology.production import Site, plan_production
+from tests.topology.production import FOLLOW_S, PATIENT, Site, plan_production, take_temporal_ports
 from workers.stack import run_steward
 from workers.stack_home import PortReservation, prepare
 from workers.stack_parts import PartSpec, StackPlan, plan_stack
@@ -74,7 +74,8 @@ def with_doors(plan: StackPlan, ports: Ports, addresses: Mapping[str, str]) -> S
 def make_plan(settings: Settings, given: argparse.Namespace, reservation: PortReservation) -> StackPlan:
     """Lay out the stack of the topology that was asked for."""
     if given.postgres_port:
-        site = Site(settings.home, reservation, postgres_port=given.postgres_port, bin_dir=given.binary)
+        taken = take_temporal_ports(reservation)
+        site = Site(settings.home, taken, postgres_port=given.postgres_port, bin_dir=given.binary)
         plan = plan_production(settings, site, reservation, factories=given.factories)
     else:
         plan = plan_stack(settings, reservation, factories=given.factories, temporal_binary=given.binary)
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     settings = read_settings()
     if given.what == "steward":
-        return run_steward(settings.home, lambda reservation: make_plan(settings, given, reservation))
+        return run_steward(settings.home, lambda taken: make_plan(settings, given, taken), limits=PATIENT)
     prepare(settings.home)
     command = launch_command(
         "steward",
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def launch(home: Path, *_unused: object) -> subprocess.Popen[bytes]:
         return spawn_steward(home, command, foreground=False)
 
-    ensure_up(settings.home, tell, launch=launch)
+    ensure_up(settings.home, tell, launch=launch, follow_s=FOLLOW_S)
     return 0
 
 

@@ -14,7 +14,7 @@ import itertools
 import json
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +41,9 @@ from workers.stack_state import read_state
 JOBS = 3
 """Of these, all but the first stay at their gate; the first has shipped by the time its zombie writes."""
 AT_ONCE = 6
-WAIT_S = 120.0
+WAIT_S = 240.0
+REST_S = 5.0
+"""What has not changed for so long has come to rest."""
 STALE = 1
 """The epoch that is over."""
 SCRIPT = "set -e\necho 1 > first\n[ $GIGAFACTORY_ATTEMPT = ${GIGAFACTORY_ATTEMPT%.1} ] || sleep 600\necho 2 > second\n"
@@ -89,7 +91,7 @@ async def attack(campaign: Campaign, writes: int) -> Outcome:
     mirror = campaign.referee.ledger.parent / "mirror-of-zombies"
     await git.init_mirror(mirror)
     await git.fetch(mirror, str(remote), *sorted(refs(remote, "refs/")))
-    before = {zombie.job_id: await _snapshot(campaign, zombie) for zombie in zombies}
+    before = await _at_rest(campaign, zombies)
     written: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     kinds: dict[str, list[Write]] = {}
@@ -116,8 +118,9 @@ async def attack(campaign: Campaign, writes: int) -> Outcome:
         for link in links.values():
             await link.close()
     changed = []
+    after = await _at_rest(campaign, zombies)
     for zombie in zombies:
-        then, now = before[zombie.job_id], await _snapshot(campaign, zombie)
+        then, now = before[zombie.job_id], after[zombie.job_id]
         changed += [
             f"{zombie.job_id}: {name} was {then[name]}, is {now[name]}" for name in now if now[name] != then[name]
         ]
@@ -204,6 +207,22 @@ async def _ship(campaign: Campaign, job_id: str) -> None:
     body = {"action": "ship", "sha": document["candidate_sha"]}
     await campaign.ask("POST", f"/fleet/jobs/{job_id}/actions", json=body)
     await _until(campaign, job_id, lambda job: job["stage"] == "shipped")
+
+
+async def _at_rest(campaign: Campaign, zombies: Sequence[Zombie]) -> dict[str, dict[str, Any]]:
+    """Return job → snapshot once nothing changes any more.
+
+    A job is at its gate before all of its living epoch is told: on a busy machine the last lines of its verification
+    come later than their factory waits for (`LAST_WORDS_S`), and they are no write of a zombie.
+    """
+    seen: dict[str, dict[str, Any]] = {}
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            now = {zombie.job_id: await _snapshot(campaign, zombie) for zombie in zombies}
+            if now == seen:
+                return now
+            seen = now
+            await asyncio.sleep(REST_S)
 
 
 async def _snapshot(campaign: Campaign, zombie: Zombie) -> dict[str, Any]:

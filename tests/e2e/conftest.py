@@ -23,13 +23,14 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
-from tests.conftest import TOPOLOGY
-from tests.topology.production import LEDGER, full_server, production
+from tests.conftest import TOPOLOGY, gone_afterwards
+from tests.topology.production import LEDGER, Site, full_server, production
 
 ROOT = Path(__file__).resolve().parents[2]
 LEASE_S = 3.0
 BEAT_S = 0.5
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
+START_S = 300.0
 T = TypeVar("T")
 
 
@@ -53,10 +54,13 @@ def git(*arguments: str, cwd: Path | None = None) -> str:
 
 @dataclass(frozen=True)
 class Launcher:
-    """How a stack is brought up, how it loses Temporal's data while it is down, and how to get at its ledger."""
+    """How a stack is brought up, how it loses Temporal's data, and how to get at its ledger."""
 
     command: list[str]
     lose_temporal: Callable[[], None]
+    """Temporal must not run."""
+    renew_temporal: Callable[[], None]
+    """What an operator then does, if nothing else of the stack is started anew."""
     ledger: Callable[..., list[tuple[Any, ...]]]
     """Runs SQL statements and returns the rows of the last."""
 
@@ -136,8 +140,12 @@ class Stack:
         assert down.returncode == 0, down.stderr
 
     def lose_temporal(self) -> None:
-        """Delete all that Temporal knows; the stack must not run."""
+        """Delete all that Temporal knows; it must not run."""
         self._launcher.lose_temporal()
+
+    def renew_temporal(self) -> None:
+        """Make of nothing what Temporal needs to start, without a start of the stack."""
+        self._launcher.renew_temporal()
 
     def ledger(self, *statements: str) -> list[tuple[Any, ...]]:
         """Run SQL statements on the ledger behind everybody's back; return the rows of the last one."""
@@ -149,17 +157,15 @@ class Stack:
         headers = {"Authorization": f"Bearer {token}"}
         return httpx.Client(base_url=self.state()["urls"][url], headers=headers, timeout=30)
 
-    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+    def _run(self, command: list[str], *, check: bool = False) -> subprocess.CompletedProcess[str]:
+        nothing = subprocess.DEVNULL
         return subprocess.run(
-            command, env=self.env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=120
+            command, env=self.env, capture_output=True, text=True, check=check, stdin=nothing, timeout=START_S
         )
 
     def gf(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run our command line."""
-        command = [sys.executable, "-P", "-m", "cli", *arguments]
-        return subprocess.run(
-            command, env=self.env, capture_output=True, text=True, check=check, stdin=subprocess.DEVNULL, timeout=120
-        )
+        return self._run([sys.executable, "-P", "-m", "cli", *arguments], check=check)
 
     def state(self) -> dict[str, Any]:
         """Return the stack's own record."""
@@ -294,14 +300,10 @@ def running_stack(
         **(environ or {}),
     }
     make = production_launcher if topology == "production" else embedded_launcher
-    with make(home, factories) as launcher:
-        try:
-            running = Stack(home, env, launcher)
-            yield running
-            running.http.close()
-        finally:
-            down = [sys.executable, "-P", "-m", "cli", "down"]
-            subprocess.run(down, env=env, capture_output=True, check=False, timeout=120)
+    with make(home, factories) as launcher, gone_afterwards(env):
+        running = Stack(home, env, launcher)
+        yield running
+        running.http.close()
 
 
 @contextmanager
@@ -317,18 +319,26 @@ def embedded_launcher(home: Path, factories: int) -> Iterator[Launcher]:
             return [connection.execute(statement).fetchall() for statement in statements][-1]
 
     command = [sys.executable, "-P", "-m", "cli", "up", "--detach", "--factories", str(factories)]
-    yield Launcher(command, lose_temporal, ledger)
+    yield Launcher(command, lose_temporal, lambda: None, ledger)
 
 
 @contextmanager
 def production_launcher(home: Path, factories: int) -> Iterator[Launcher]:
     """Start the processes of docker-compose.yml, on a PostgreSQL server of this stack's own."""
-    with production(full_server(), factories=factories) as (command, server):
+    programs = full_server()
+    with production(programs, factories=factories) as (command, server):
 
         def lose_temporal() -> None:
-            server.run("DROP DATABASE temporal", "DROP DATABASE temporal_visibility")
+            names = ("temporal", "temporal_visibility")
+            server.run(*(f"DROP DATABASE {name} WITH (FORCE)" for name in names))  # a killed one's backends live on
 
-        yield Launcher(command, lose_temporal, partial(server.run, database=LEDGER))
+        def renew_temporal() -> None:
+            port = json.loads((home / "run" / "stack.json").read_text())["urls"]["temporal"].rpartition(":")[2]
+            site = Site(home, {"TEMPORAL_PORT": port}, postgres_port=server.port, bin_dir=programs)
+            for service in ("temporal-schema", "temporal-namespace"):
+                site.run(service)
+
+        yield Launcher(command, lose_temporal, renew_temporal, partial(server.run, database=LEDGER))
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ import pytest
 import yaml
 
 from store.token_book import MAX_AGE_S
+from tests.conftest import gone_afterwards
 from tests.e2e.conftest import BEAT_S, ROOT, Remote, Stack, running_stack, wait_for
 from tests.workers.gateway_running import Raw
 from workers.gateway_client import LOOK_S
@@ -95,12 +96,10 @@ def enrolled(control: Stack, home: Path) -> Iterator[Machine]:
         assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
         return json.loads(run.stdout)
 
-    said = gf("enroll", "--api", control.state()["urls"]["api"])
-    try:
+    with gone_afterwards(env):
+        said = gf("enroll", "--api", control.state()["urls"]["api"])
         assert said["started"], said
         yield Machine(home, env, said["factory"])
-    finally:
-        gf("down")
 
 
 def begun(control: Stack, machine: Machine, remote: Remote, judge: Path) -> str:

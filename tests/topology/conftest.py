@@ -12,6 +12,8 @@ from tests.e2e.conftest import Remote, Stack, running_stack
 
 SEATS = 2
 FACTORIES = 2
+LEASE_S = 60.0
+"""Longer than any part needs to come back: no factory dies here, and so no attempt of a job is to be lost."""
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +22,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     if TOPOLOGY != "production":
         pytest.skip("runs with `./gf test --topology production`: a full Temporal server and PostgreSQL take minutes")
     home = tmp_path_factory.mktemp("fleet") / "home"
-    with running_stack(home, factories=FACTORIES, topology="production", seats_per_factory=SEATS) as running:
+    with running_stack(
+        home, factories=FACTORIES, topology="production", seats_per_factory=SEATS, lease_ttl_s=LEASE_S
+    ) as running:
         yield running
 
 

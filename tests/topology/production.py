@@ -15,7 +15,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +25,12 @@ import pytest
 
 from core.settings import Settings
 from store.settings_source import read_settings
-from tests.conftest import TOPOLOGY
+from tests.conftest import DIES_WITH_US, TOPOLOGY
 from tests.conftest_postgres import PostgresServer, postgres_binaries, running_postgres
 from tests.topology.compose import COMPOSE_FILE, ROOT, Service, read_services
 from workers.stack import run_steward
 from workers.stack_home import LOOPBACK, PortReservation
+from workers.stack_part import Limits
 from workers.stack_parts import PartSpec, StackPlan, http_request, plan_stack
 from workers.stack_start import ensure_up, spawn_steward
 from workers.temporal_full_server import obtain_full_server
@@ -57,12 +58,12 @@ TEMPORAL_PORTS = (
 )
 FIRST_PORT = 24200
 """Of PostgreSQL and Temporal. Temporal stores its ports as signed 16-bit numbers: they must lie below 32768."""
+PATIENT, FOLLOW_S = Limits(ready_timeout_s=240), 270.0
+"""How long a dozen processes may take to start on a machine that others keep busy, beside the test's own patience."""
 WAIT = 'while [ "$1" != -- ]; do until [ -e "$1" ]; do sleep 0.05; done; shift; done; shift; exec "$@"'
 """A shell line that waits for files, then becomes the command after `--`: `service_completed_successfully`."""
 NOTE = 'note=$1; shift; "$@" && : > "$note"'
 """A shell line that runs a command to its end and notes its success in a file."""
-DIES_WITH_US = 'exec 3<&0; "$@" </dev/null 3<&- & server=$!; read -r _ <&3; kill "$server"; wait "$server"'
-"""A shell line that runs a server until its own standard input closes, as it does when the test process is killed."""
 
 
 # --- addresses -----------------------------------------------------------------------------------------------------
@@ -71,24 +72,33 @@ DIES_WITH_US = 'exec 3<&0; "$@" </dev/null 3<&- & server=$!; read -r _ <&3; kill
 class Site:
     """Where the parts of one topology are on this machine."""
 
-    def __init__(self, home: Path, ports: PortReservation, *, postgres_port: int, bin_dir: Path) -> None:
+    def __init__(self, home: Path, temporal_ports: Mapping[str, str], *, postgres_port: int, bin_dir: Path) -> None:
         self.home = home
         self.services = read_services(COMPOSE_FILE.read_text(), VARIABLES)
-        self.temporal_ports = take_temporal_ports(ports)
-        self.temporal = f"{LOOPBACK}:{self.temporal_ports['TEMPORAL_PORT']}"
+        self.temporal_ports = temporal_ports
+        self.temporal = f"{LOOPBACK}:{temporal_ports['TEMPORAL_PORT']}"
         self._postgres = f"{LOOPBACK}:{postgres_port}"
         self._path = os.pathsep.join((str(bin_dir), str(Path(sys.executable).parent), os.environ["PATH"]))
         self._notes = home / "run" / "done"
         self._notes.mkdir(parents=True, exist_ok=True)
+
+    def forget(self) -> None:
+        """Have every service wait anew for those that must have ended before it: a start begins."""
         for note in self._notes.iterdir():
             note.unlink()
+
+    def run(self, name: str) -> None:
+        """Run a service to its end, as `docker compose up` does also when it ran before."""
+        environ = {"PYTHONPATH": str(ROOT), **self.environment(name)}
+        done = subprocess.run(self.command(name), env=environ, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
 
     def environment(self, name: str, **more: str) -> dict[str, str]:
         """Return the environment of a service's process."""
         service = self.services[name]
         values = {key: self._here(service, value) for key, value in service.environment.items()}
         values |= {"PATH": self._path, "SQL_PORT": self._postgres.rpartition(":")[2]}
-        return values | (self.temporal_ports if name == "temporal" else {}) | more
+        return {**values, **(self.temporal_ports if name == "temporal" else {}), **more}
 
     def command(self, name: str) -> tuple[str, ...]:
         """Return the command of a service, behind what it must wait for."""
@@ -125,6 +135,7 @@ def take_temporal_ports(ports: PortReservation) -> dict[str, str]:
 
 def plan_production(settings: Settings, site: Site, ports: PortReservation, *, factories: int) -> StackPlan:
     """Lay out the topology: two API processes, two control workers and `factories` factories."""
+    site.forget()
     known = settings.model_copy(update={"temporal_address": site.temporal})
     base = plan_stack(known, ports, factories=factories, temporal_binary=None)
     of_base = {part.name: part for part in base.parts}
@@ -216,7 +227,7 @@ def running_full_server(bin_dir: Path, folder: Path) -> Iterator[str]:
     ports = PortReservation()
     try:
         with _postgres(ports) as server:
-            site = Site(folder, ports, postgres_port=server.port, bin_dir=bin_dir)
+            site = Site(folder, take_temporal_ports(ports), postgres_port=server.port, bin_dir=bin_dir)
             with _temporal_process(site, folder / "temporal.log"):
                 yield site.temporal
     finally:
@@ -236,19 +247,13 @@ def _postgres(ports: PortReservation) -> Iterator[PostgresServer]:
 @contextmanager
 def _temporal_process(site: Site, log: Path) -> Iterator[None]:
     """Run the three Temporal services of the compose file in their order; gone when the block ends or we die."""
-
-    def run(name: str) -> None:
-        environ = {"PYTHONPATH": str(ROOT), **site.environment(name)}
-        done = subprocess.run(site.command(name), env=environ, check=False, capture_output=True, text=True)
-        assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
-
-    run("temporal-schema")
+    site.run("temporal-schema")
     with log.open("wb") as sink:
         command = ("sh", "-c", DIES_WITH_US, "sh", *site.command("temporal"))
         environ = site.environment("temporal")
         process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=sink, stderr=sink)
     try:
-        run("temporal-namespace")
+        site.run("temporal-namespace")
         yield
     finally:
         process.communicate(timeout=20)
@@ -278,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = _arguments(given.factories, given.postgres_port, given.bin)
         return spawn_steward(home, [*command, *again], foreground=False)
 
-    ensure_up(settings.home, _tell, launch=launch)
+    ensure_up(settings.home, _tell, launch=launch, follow_s=FOLLOW_S)
     return 0
 
 
@@ -288,10 +293,11 @@ def _tell(line: str) -> None:
 
 def _be_steward(settings: Settings, given: argparse.Namespace) -> int:
     def make_plan(ports: PortReservation) -> StackPlan:
-        site = Site(settings.home, ports, postgres_port=given.postgres_port, bin_dir=given.bin)
+        taken = take_temporal_ports(ports)
+        site = Site(settings.home, taken, postgres_port=given.postgres_port, bin_dir=given.bin)
         return plan_production(settings, site, ports, factories=given.factories)
 
-    return run_steward(settings.home, make_plan)
+    return run_steward(settings.home, make_plan, limits=PATIENT)
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def ship_all(clients: Clients, job_ids: set[str], at_half: Callable[[], object])
     halfway: list[object] = []
     with ThreadPoolExecutor(ASKERS) as asking:
         try:
-            wait_for("all jobs to be shipped", ask_and_count, patience_s=120)
+            wait_for("all jobs to be shipped", ask_and_count, patience_s=300)
         except AssertionError:
             raise AssertionError(clients.stories(job_ids)) from None
     refused = [answer.result().text for answer in answers if answer.result().status_code not in (200, 409)]

@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 
 from core.errors import Conflict
-from workers import stack_start
 from workers.stack_home import PortReservation, factory_names, open_log, prepare, steward_lock, tail
 from workers.stack_part import explain_exit, restart_pause_s
 from workers.stack_start import StackFailed, StackInfo, ensure_up, spawn_steward
@@ -176,15 +175,14 @@ def test_up_against_another_version_refuses(stack: FakeStack) -> None:
         stack.up()
 
 
-def test_up_with_a_stuck_stack_gives_up(stack: FakeStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_up_with_a_stuck_stack_gives_up(stack: FakeStack) -> None:
     """A stack that does not get ready again is no reason to wait for ever; what is late is named."""
     stack.up()
     stack.behave("control", "exit-at-once")
     stack.part("control").process.signal(signal.SIGKILL)
     assert eventually(lambda: stack.part("control").state != "ready")
-    monkeypatch.setattr(stack_start, "FOLLOW_S", 0.5)
     with pytest.raises(StackFailed, match=r"not ready after 0\.5 s: control") as caught:
-        stack.up()
+        ensure_up(stack.home, stack.told.append, follow_s=0.5)
     assert "gf: control has no legs to stand on" in caught.value.fields["log"]  # type: ignore[operator]
 
 
