@@ -121,8 +121,8 @@ def running_api(home: Path, *, temporal_address: str = NOWHERE) -> Iterator[ApiP
     with ThreadPoolExecutor() as aside:  # the caller may have a loop of its own
         aside.submit(lambda: asyncio.run(migrate(Settings(home=home).ledger_url))).result()
     api = ApiProcess(home, free_port(), temporal_address)
-    api.start()
     try:
+        api.start()
         yield api
     finally:
         assert api.process is not None
