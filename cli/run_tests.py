@@ -72,7 +72,7 @@ def parse_options(argv: Sequence[str]) -> Options:
         dest="jobs",
         type=int,
         default=None,
-        help="processes of each of the two test runs (default 2; 0 with --pdb or -s)",
+        help="processes for stacks; one more runs all others (default 2; 0 with --pdb or -s)",
     )
     known, rest = parser.parse_known_args(argv)
     interactive = any(argument in {"--pdb", "--trace", "-s", "--capture=no"} for argument in rest)
@@ -104,7 +104,8 @@ def plan_tests(options: Options) -> list[Step]:
     if options.jobs < 2:
         report = ("--cov-report=term-missing:skip-covered",) if cov else ()
         return [Step("pytest", (*pytest, *cov, *report, *options.pytest_args), environ=environ)]
-    spread = ("-n", str(options.jobs), "--dist")
+    spread = ("-n", str(options.jobs), "--dist", "loadfile")
+    wider = ("-n", str(options.jobs + 1), "--dist", "load")  # what is left when the stacks are done
     first = (*cov, "--cov-report=") if cov else ()
     second = (*cov, "--cov-append", "--cov-report=term-missing:skip-covered") if cov else ()
     good = (0, NO_TESTS_COLLECTED)
@@ -112,8 +113,8 @@ def plan_tests(options: Options) -> list[Step]:
     stacks = f"({wish}) and stack" if wish else "stack"
     others = f"({wish}) and not stack" if wish else "not stack"
     return [
-        Step("pytest (stacks)", (*pytest, *spread, "loadfile", *first, *rest, "-m", stacks), good, environ),
-        Step("pytest (all others)", (*pytest, *spread, "load", *second, *rest, "-m", others), good, environ),
+        Step("pytest (stacks)", (*pytest, *spread, *first, *rest, "-m", stacks), good, environ),
+        Step("pytest (all others)", (*pytest, *wider, *second, *rest, "-m", others), good, environ),
     ]
 
 

@@ -85,6 +85,7 @@ class ApiProcess:
             "GIGAFACTORY_API_PORT": str(self.port),
             "GIGAFACTORY_API_URL": self.url,
             "GIGAFACTORY_TEMPORAL_ADDRESS": self.temporal_address,
+            "GIGAFACTORY_SEAT_WAIT_S": "0",  # there is no factory
         }
 
     def start(self) -> None:
