@@ -25,6 +25,9 @@ NO_TESTS_COLLECTED = 5
 
 USAGE = "gf test [--fast] [--checks-only] [--topology NAME] [--cov] [-n N] [arguments for pytest ...]"
 
+STACK_FOLDERS = tuple(f"tests/{name}" for name in ("bench", "chaos", "e2e", "topology", "workers"))
+"""Where tests marked `stack` are; nothing else has to be imported to find them."""
+
 TOPOLOGY = "GIGAFACTORY_TEST_TOPOLOGY"
 """Tells the tests what to run on; see tests/conftest.py."""
 
@@ -82,7 +85,7 @@ def parse_options(argv: Sequence[str]) -> Options:
 
 
 def plan_checks(root: Path) -> list[Step]:
-    """List the static checks, quickest first."""
+    """List the static checks, quickest first: two by ruff, and mypy."""
     python = (sys.executable, "-P", "-m")
     return [
         Step("ruff check", (*python, "ruff", "check", "--no-fix", str(root))),
@@ -109,11 +112,12 @@ def plan_tests(options: Options) -> list[Step]:
     first = (*cov, "--cov-report=") if cov else ()
     second = (*cov, "--cov-append", "--cov-report=term-missing:skip-covered") if cov else ()
     good = (0, NO_TESTS_COLLECTED)
+    folders = () if options.pytest_args else STACK_FOLDERS
     wish, rest = _take_marker_expression(options.pytest_args)
     stacks = f"({wish}) and stack" if wish else "stack"
     others = f"({wish}) and not stack" if wish else "not stack"
     return [
-        Step("pytest (stacks)", (*pytest, *spread, *first, *rest, "-m", stacks), good, environ),
+        Step("pytest (stacks)", (*pytest, *spread, *first, *folders, *rest, "-m", stacks), good, environ),
         Step("pytest (all others)", (*pytest, *wider, *second, *rest, "-m", others), good, environ),
     ]
 
@@ -151,7 +155,7 @@ def run_in_turn(steps: Sequence[Step], root: Path) -> list[int]:
 
 
 def run_at_once(steps: Sequence[Step], root: Path) -> list[int]:
-    """Run pytest calls at the same time; show what the first prints at once, and of the others when it is over.
+    """Run steps at the same time; show what the first prints at once, and of the others when it is over.
 
     pytest says its own time in its closing line, and nothing may follow that.
     """
@@ -191,8 +195,8 @@ def prepare_temporal() -> None:
 def main(argv: Sequence[str]) -> int:
     """Run the checks and the tests; return the first failing exit code, or 0.
 
-    All steps run even after a failure, so that one look shows everything; failed checks are named before the tests
-    start, whose output ends with pytest's closing line.
+    All steps run even after a failure, so that one look shows everything. What ruff says comes before the tests start;
+    mypy, which takes its time, runs beside them. The last line is pytest's closing one.
     """
     root = Path(os.environ.get("GIGAFACTORY_ROOT") or Path(__file__).resolve().parent.parent)
     options = parse_options(argv)
@@ -200,13 +204,16 @@ def main(argv: Sequence[str]) -> int:
     tests = [] if options.checks_only else plan_tests(options)
     if tests and not options.pytest_args:
         prepare_temporal()
-    run = run_in_turn if options.coverage else run_at_once
-    codes: list[int] = [*run_in_turn(checks, root), *(run(tests, root) if tests else ())]
-    failed = [code for step, code in zip((*checks, *tests), codes, strict=True) if code not in step.good_codes]
+    in_turn, at_once = [*checks, *tests], []
+    if len(tests) > 1 and not options.coverage:
+        in_turn, at_once = checks[:2], [tests[0], *checks[2:], *tests[1:]]
+    steps = (*in_turn, *at_once)
+    codes: list[int] = [*run_in_turn(in_turn, root), *(run_at_once(at_once, root) if at_once else ())]
+    failed = [code for step, code in zip(steps, codes, strict=True) if code not in step.good_codes]
     if failed:
         return failed[0]
-    nothing_ran = bool(tests) and all(code == NO_TESTS_COLLECTED for code in codes[len(checks) :])
-    return NO_TESTS_COLLECTED if nothing_ran else 0
+    ran = [code for step, code in zip(steps, codes, strict=True) if step in tests]
+    return NO_TESTS_COLLECTED if ran and all(code == NO_TESTS_COLLECTED for code in ran) else 0
 
 
 def _tell(line: str) -> None:

@@ -8,7 +8,7 @@ from typing import IO
 import pytest
 
 from cli import run_tests
-from cli.run_tests import NO_TESTS_COLLECTED, Step, main, parse_options, plan_tests
+from cli.run_tests import NO_TESTS_COLLECTED, STACK_FOLDERS, Step, main, parse_options, plan_tests
 
 BOTH = {"pytest (stacks)", "pytest (all others)"}
 
@@ -43,8 +43,17 @@ def expression(step: Step) -> str:
 def test_checks_come_first_and_pytest_last(recorder: Recorder) -> None:
     """The last closing line is pytest's own."""
     assert main([]) == 0
-    assert recorder.ran[:4] == ["Temporal server", "ruff check", "ruff format", "mypy"]
-    assert set(recorder.ran[4:]) == BOTH
+    assert recorder.ran[:3] == ["Temporal server", "ruff check", "ruff format"]
+    assert set(recorder.ran[3:]) == {"mypy", *BOTH}
+
+
+def test_stacks_are_all_where_they_are_looked_for() -> None:
+    """Without arguments only some folders are searched for them."""
+    tests = Path(__file__).parents[1]
+    marked = {file.relative_to(tests.parent) for file in tests.rglob("test_*.py") if "mark.stack" in file.read_text()}
+    assert len(marked) > 10
+    elsewhere = {file for file in marked if not str(file).startswith(tuple(f"{one}/" for one in STACK_FOLDERS))}
+    assert elsewhere <= {Path(__file__).relative_to(tests.parent)}
 
 
 def test_fast_skips_the_checks(recorder: Recorder) -> None:
@@ -62,7 +71,7 @@ def test_selection_does_not_wait_for_the_temporal_server(recorder: Recorder) -> 
 
 def test_first_failure_decides_and_everything_still_runs(recorder: Recorder) -> None:
     """One look shows all that is wrong; the exit code is the first failure's."""
-    recorder.codes["mypy"] = 7
+    recorder.codes["ruff check"] = 7
     recorder.codes["pytest (stacks)"] = 1
     assert main([]) == 7
     assert len(recorder.ran) == 6
