@@ -22,8 +22,9 @@ from temporalio.worker import Replayer
 from core.errors import GigafactoryError, Unavailable
 from core.settings import Settings
 from store.settings_source import read_settings
-from workflows.connection import connect, workflow_runner
+from workflows.connection import connect
 from workflows.job import JobWorkflow
+from workflows.sandbox import workflow_runner
 
 RUNNING: Final = "WorkflowType = 'JobWorkflow' AND ExecutionStatus = 'Running'"
 

@@ -1,4 +1,4 @@
-"""How every process of ours meets Temporal: one converter, one codec hook, one sandbox. *Does I/O.*"""
+"""How every process of ours meets Temporal: one converter, one codec hook. *Does I/O.*"""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import PydanticPayloadConverter, pydantic_data_converter
 from temporalio.converter import DataConverter, DefaultFailureConverter, PayloadCodec, PayloadConverter
 from temporalio.service import TLSConfig
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from core.errors import InvalidInput
 from core.settings import Settings
@@ -161,9 +160,3 @@ async def connect(
         api_key=token,
         tls=tls or False,
     )
-
-
-def workflow_runner() -> SandboxedWorkflowRunner:
-    """Return the sandbox; our pure packages and their libraries pass through it."""
-    restrictions = SandboxRestrictions.default.with_passthrough_modules("core", "pydantic", "pydantic_core", "yaml")
-    return SandboxedWorkflowRunner(restrictions=restrictions)

@@ -37,8 +37,8 @@ from core.job_messages import (
     WriteRequest,
 )
 from core.lifecycle import Record
-from workflows.connection import workflow_runner
 from workflows.job import JobWorkflow
+from workflows.sandbox import workflow_runner
 
 HISTORIES = Path(__file__).resolve().parents[1] / "replay" / "histories"
 RECORD = os.environ.get("GIGAFACTORY_RECORD_HISTORIES") == "1"

@@ -32,8 +32,8 @@ from core.settings import Settings
 from store import migrate, open_ledger
 from tests.store.fleet import CANDIDATE, Fleet
 from tests.workflows.conftest import Floor, Scripted, keep_history
-from workflows.connection import workflow_runner
 from workflows.job import JobWorkflow
+from workflows.sandbox import workflow_runner
 
 SIGNALS: dict[str, Any] = {"ship": "a" * 40}
 """What goes with a signal; nothing for those that are not here."""
