@@ -35,13 +35,16 @@ T = TypeVar("T")
 
 
 def wait_for(what: str, look: Callable[[], T | None], patience_s: float = PATIENCE_S) -> T:
-    """Return the first truthy answer of `look`; fail with `what` when there is none in time."""
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
+    """Return the first truthy answer of `look`; fail with `what` when there is none in time.
+
+    The longer it has waited the more seldom it looks, since a look at a stack costs what the stack needs itself.
+    """
+    began = time.monotonic()
+    while (waited := time.monotonic() - began) < patience_s:
         seen = look()
         if seen:
             return seen
-        time.sleep(0.02)
+        time.sleep(min(0.02 + waited / 20, 0.25))
     raise AssertionError(f"waited {patience_s} s in vain for {what}")
 
 

@@ -109,7 +109,7 @@ def eventually(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.25)
 
 
 def processes_of(home: Path) -> list[str]:
