@@ -8,17 +8,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO
 
 NO_TESTS_COLLECTED = 5
 """pytest's exit code when a selection matched nothing; no failure for one of our two calls, only for both."""
@@ -43,10 +38,6 @@ class Step:
     command: tuple[str, ...]
     good_codes: tuple[int, ...] = (0,)
     environ: Mapping[str, str] = field(default_factory=dict)
-
-    def verdict(self, code: int) -> str:
-        """Return how the step ended, for people."""
-        return "ok" if code in self.good_codes else f"failed (exit code {code})"
 
 
 @dataclass(frozen=True)
@@ -75,17 +66,17 @@ def parse_options(argv: Sequence[str]) -> Options:
         dest="jobs",
         type=int,
         default=None,
-        help="processes for stacks; one more runs all others (default 2; 0 with --pdb or -s)",
+        help="processes for tests without a stack (default 3; 0 with --pdb or -s)",
     )
     known, rest = parser.parse_known_args(argv)
     interactive = any(argument in {"--pdb", "--trace", "-s", "--capture=no"} for argument in rest)
-    jobs = known.jobs if known.jobs is not None else (0 if interactive else min(2, os.cpu_count() or 1))
+    jobs = known.jobs if known.jobs is not None else (0 if interactive else 3)
     topology = known.topology or os.environ.get(TOPOLOGY, "embedded")
     return Options(known.fast, known.checks_only, topology, known.cov, jobs, tuple(rest))
 
 
 def plan_checks(root: Path) -> list[Step]:
-    """List the static checks, quickest first: two by ruff, and mypy."""
+    """List the static checks, quickest first."""
     python = (sys.executable, "-P", "-m")
     return [
         Step("ruff check", (*python, "ruff", "check", "--no-fix", str(root))),
@@ -95,10 +86,11 @@ def plan_checks(root: Path) -> list[Step]:
 
 
 def plan_tests(options: Options) -> list[Step]:
-    """List the pytest calls: the tests that start whole stacks, and all others.
+    """List the pytest calls: the tests that start whole stacks, one at a time, then all others side by side.
 
-    Both run at once: stacks mostly wait, and so they leave the cores to the others. With coverage they run one after
-    the other, the second adds to what the first one measured and prints the report.
+    Two stacks at once would take ports from each other while a test has something of theirs killed. In this order
+    because the last closing line should be the one that counts most tests. With coverage the second
+    call adds to what the first one measured and prints the report.
     """
     pytest = (sys.executable, "-P", "-m", "pytest")
     packages = ("core", "engines", "store", "activities", "workflows", "workers", "api", "cli")
@@ -107,18 +99,17 @@ def plan_tests(options: Options) -> list[Step]:
     if options.jobs < 2:
         report = ("--cov-report=term-missing:skip-covered",) if cov else ()
         return [Step("pytest", (*pytest, *cov, *report, *options.pytest_args), environ=environ)]
-    spread = ("-n", str(options.jobs), "--dist", "loadfile")
-    wider = ("-n", str(options.jobs + 1), "--dist", "load")  # what is left when the stacks are done
+    spread = ("-n", str(options.jobs), "--dist", "load")
     first = (*cov, "--cov-report=") if cov else ()
     second = (*cov, "--cov-append", "--cov-report=term-missing:skip-covered") if cov else ()
     good = (0, NO_TESTS_COLLECTED)
-    folders = () if options.pytest_args else STACK_FOLDERS
     wish, rest = _take_marker_expression(options.pytest_args)
+    folders = () if options.pytest_args else STACK_FOLDERS
     stacks = f"({wish}) and stack" if wish else "stack"
     others = f"({wish}) and not stack" if wish else "not stack"
     return [
-        Step("pytest (stacks)", (*pytest, *spread, *first, *folders, *rest, "-m", stacks), good, environ),
-        Step("pytest (all others)", (*pytest, *wider, *second, *rest, "-m", others), good, environ),
+        Step("pytest (stacks)", (*pytest, *first, *folders, *rest, "-m", stacks), good, environ),
+        Step("pytest (side by side)", (*pytest, *spread, *second, *rest, "-m", others), good, environ),
     ]
 
 
@@ -133,45 +124,20 @@ def _take_marker_expression(arguments: Sequence[str]) -> tuple[str, tuple[str, .
     return "", tuple(rest)
 
 
-def run_step(step: Step, root: Path, sink: IO[bytes] | None = None) -> int:
-    """Run one step in the project root and return its exit code; what it prints goes to `sink`, or is ours."""
-    environ = {**os.environ, **step.environ}
-    errors = None if sink is None else subprocess.STDOUT
-    done = subprocess.run(
-        step.command, cwd=root, env=environ, stdin=subprocess.DEVNULL, stdout=sink, stderr=errors, check=False
-    )
-    return done.returncode
-
-
-def run_in_turn(steps: Sequence[Step], root: Path) -> list[int]:
-    """Run steps one after the other; show what each prints, and its verdict."""
-    codes = []
-    for step in steps:
-        _tell(f"── {step.name}")
-        started = time.monotonic()
-        codes.append(code := run_step(step, root))
-        _tell(f"── {step.name}: {step.verdict(code)} in {time.monotonic() - started:.1f} s")
-    return codes
-
-
-def run_at_once(steps: Sequence[Step], root: Path) -> list[int]:
-    """Run steps at the same time; show what the first prints at once, and of the others when it is over.
+def run_step(step: Step, root: Path) -> int:
+    """Run one step in the project root, show its name and time, and return its exit code.
 
     pytest says its own time in its closing line, and nothing may follow that.
     """
-    first, *others = steps
-    _tell(f"── {' beside '.join(step.name for step in steps)}")
-    with ThreadPoolExecutor() as pool, ExitStack() as files:
-        sinks = [files.enter_context(TemporaryFile()) for _ in others]
-        runs = [pool.submit(run_step, step, root, sink) for step, sink in zip(others, sinks, strict=True)]
-        codes = [run_step(first, root)]
-        for step, run, sink in zip(others, runs, sinks, strict=True):
-            codes.append(run.result())
-            _tell(f"── {step.name}")
-            sink.seek(0)
-            shutil.copyfileobj(sink, sys.stdout.buffer)
-    sys.stdout.flush()
-    return codes
+    _tell(f"── {step.name}")
+    started = time.monotonic()
+    environ = {**os.environ, **step.environ}
+    code = subprocess.run(step.command, cwd=root, env=environ, stdin=subprocess.DEVNULL, check=False).returncode
+    if step.name.startswith("pytest"):
+        return code
+    verdict = "ok" if code in step.good_codes else f"failed (exit code {code})"
+    _tell(f"── {step.name}: {verdict} in {time.monotonic() - started:.1f} s")
+    return code
 
 
 def prepare_temporal() -> None:
@@ -195,8 +161,8 @@ def prepare_temporal() -> None:
 def main(argv: Sequence[str]) -> int:
     """Run the checks and the tests; return the first failing exit code, or 0.
 
-    All steps run even after a failure, so that one look shows everything. What ruff says comes before the tests start;
-    mypy, which takes its time, runs beside them. The last line is pytest's closing one.
+    All steps run even after a failure, so that one look shows everything; failed checks are named again before the
+    tests start, whose output ends with pytest's closing line.
     """
     root = Path(os.environ.get("GIGAFACTORY_ROOT") or Path(__file__).resolve().parent.parent)
     options = parse_options(argv)
@@ -204,16 +170,12 @@ def main(argv: Sequence[str]) -> int:
     tests = [] if options.checks_only else plan_tests(options)
     if tests and not options.pytest_args:
         prepare_temporal()
-    in_turn, at_once = [*checks, *tests], []
-    if len(tests) > 1 and not options.coverage:
-        in_turn, at_once = checks[:2], [tests[0], *checks[2:], *tests[1:]]
-    steps = (*in_turn, *at_once)
-    codes: list[int] = [*run_in_turn(in_turn, root), *(run_at_once(at_once, root) if at_once else ())]
-    failed = [code for step, code in zip(steps, codes, strict=True) if code not in step.good_codes]
+    codes = [(step, run_step(step, root)) for step in (*checks, *tests)]
+    failed = [code for step, code in codes if code not in step.good_codes]
     if failed:
         return failed[0]
-    ran = [code for step, code in zip(steps, codes, strict=True) if step in tests]
-    return NO_TESTS_COLLECTED if ran and all(code == NO_TESTS_COLLECTED for code in ran) else 0
+    nothing_ran = tests and all(code == NO_TESTS_COLLECTED for _, code in codes[len(checks) :])
+    return NO_TESTS_COLLECTED if nothing_ran else 0
 
 
 def _tell(line: str) -> None:

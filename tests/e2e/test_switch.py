@@ -57,7 +57,7 @@ def test_halt_stops_all_work_and_holds_over_a_restart(patient: Stack, remote: Re
 def test_sentinel_file_works_while_api_and_temporal_are_down(patient: Stack, remote: Remote, tmp_path: Path) -> None:
     """The machine stops by itself; once the others are back they know, and removing the file is all it takes."""
     ledger = tmp_path / "ledger"
-    job_id = patient.submit(slow_job(remote, ledger))
+    job_id = patient.submit(slow_job(remote, ledger, pause_s=1.0))
     building(patient, job_id, ledger)
     frozen = [int(patient.part(kind)["pid"]) for kind in ("api", "temporal")]
     for pid in frozen:
