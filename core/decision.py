@@ -25,7 +25,6 @@ from core.job_events import (
     ACTIONS,
     Act,
     Action,
-    Build,
     Built,
     ChildrenChanged,
     ChildrenResolved,
@@ -37,7 +36,6 @@ from core.job_events import (
     Hold,
     Interrupt,
     JobState,
-    Judge,
     Judged,
     LeaseLost,
     ParentsChanged,
@@ -48,13 +46,13 @@ from core.job_events import (
     ResolveParents,
     Retract,
     Route,
-    Ship,
     ShipEnded,
     Started,
     StepBroken,
     StopStep,
     Tick,
     Write,
+    step_command,
 )
 from core.lifecycle import Entry, Record, check_transition
 from core.recovery import POLICY_APPROVAL, gate_again, restored
@@ -304,8 +302,7 @@ def _on_built(state: JobState, event: Built, now: datetime) -> Decision:
     judged = _move(state, Stage.REVIEW)
     judged = _update(judged, step="judge", candidate_sha=result.candidate_sha, base_sha=result.base_sha, verify="")
     judged = _update(judged, stopping="", stopping_because="", moves=0)
-    judge = Judge(grant=state.grant, base_sha=result.base_sha, candidate_sha=result.candidate_sha)
-    return Decision(state=judged, commands=(judge,))
+    return Decision(state=judged, commands=(step_command(judged),))
 
 
 def _judgeable(spec: JobSpec, result: BuildResult) -> bool:
@@ -547,7 +544,7 @@ def _begin_build(state: JobState, grant: Grant) -> Decision:
         wake_at=None,
         conditions=_without(state, "capacity", "backoff", "usage_limit", "cooldown", "parents", "parent_failed"),
     )
-    build = Build(grant=grant, resume=state.resume)
+    build = step_command(building)
     if state.blocked("cooldown") is None:
         return Decision(state=building, commands=(build,))
     message = f"{grant.engine} on {grant.factory} can take it"  # the rest may have been written after the grant
@@ -557,8 +554,8 @@ def _begin_build(state: JobState, grant: Grant) -> Decision:
 def _start_ship(state: JobState, by: str) -> Decision:
     if state.grant is None:  # a candidate exists only after a grant
         raise IllegalAction(f"job {state.job_id} has no candidate", job_id=state.job_id)
-    command = Ship(grant=state.grant, base_sha=state.base_sha, candidate_sha=state.candidate_sha, approved_by=by)
-    return Decision(state=_update(state, step="ship", approved_by=by), commands=(command,))
+    shipping = _update(state, step="ship", approved_by=by)
+    return Decision(state=shipping, commands=(step_command(shipping),))
 
 
 def _gate_blocked(state: JobState, message: str, data: dict[str, Any]) -> Decision:

@@ -280,6 +280,18 @@ class Ship(Message):
     approved_by: str
 
 
+def step_command(state: JobState) -> Build | Judge | Ship:
+    """Return the command that runs the step in which the state is."""
+    grant = state.grant
+    assert grant is not None  # no step without one
+    if state.step == "build":
+        return Build(grant=grant, resume=state.resume)
+    if state.step == "judge":
+        return Judge(grant=grant, base_sha=state.base_sha, candidate_sha=state.candidate_sha)
+    assert state.step == "ship"
+    return Ship(grant=grant, base_sha=state.base_sha, candidate_sha=state.candidate_sha, approved_by=state.approved_by)
+
+
 class Retract(Message):
     """Close the fence on the remote behind a candidate that a human rejected; best effort."""
 

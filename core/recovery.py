@@ -7,7 +7,7 @@ often it failed. So a new workflow can take the place of a lost one without an e
 from __future__ import annotations
 
 from core.job import Stage
-from core.job_events import Decision, JobState, Judge, Ship, Standing
+from core.job_events import Decision, JobState, Standing, step_command
 
 POLICY_APPROVAL = "policy: review-policy auto, verify passed"
 """Who approved a ship that nobody was asked about."""
@@ -46,13 +46,13 @@ def gate_again(state: JobState, standing: Standing) -> Decision:
     """
     assert state.grant is not None
     if not state.verify:
-        judge = Judge(grant=state.grant, base_sha=state.base_sha, candidate_sha=state.candidate_sha)
-        return Decision(state=state.model_copy(update={"step": "judge"}), commands=(judge,))
+        judging = state.model_copy(update={"step": "judge"})
+        return Decision(state=judging, commands=(step_command(judging),))
     by = standing.approved_by if standing.shipping else _approved_by_policy(state)
     if by is None:
         return Decision(state=state)
-    ship = Ship(grant=state.grant, base_sha=state.base_sha, candidate_sha=state.candidate_sha, approved_by=by)
-    return Decision(state=state.model_copy(update={"step": "ship", "approved_by": by}), commands=(ship,))
+    shipping = state.model_copy(update={"step": "ship", "approved_by": by})
+    return Decision(state=shipping, commands=(step_command(shipping),))
 
 
 def _approved_by_policy(state: JobState) -> str | None:

@@ -15,18 +15,16 @@ from typing import Any
 
 from core.job import Stage
 from core.job_events import (
-    Build,
     Command,
     Event,
     Finish,
     Interrupt,
     JobState,
-    Judge,
     ResolveParents,
     Route,
-    Ship,
     Started,
     StopStep,
+    step_command,
 )
 
 _FIXED = {"spec", "policy"}
@@ -72,18 +70,7 @@ def under_way(state: JobState) -> tuple[Command, ...]:
     if state.ended:
         return (Finish(),)
     if state.step:
-        return (_step(state), *((StopStep(wait=True),) if state.stopping else ()))
+        return (step_command(state), *((StopStep(wait=True),) if state.stopping else ()))
     if state.stage == Stage.QUEUED and not state.paused and state.wake_at is None:
         return (ResolveParents() if state.spec.deps else Route(),)
     return ()
-
-
-def _step(state: JobState) -> Build | Judge | Ship:
-    grant = state.grant
-    assert grant is not None  # no step without one
-    if state.step == "build":
-        return Build(grant=grant, resume=state.resume)
-    candidate = {"grant": grant, "base_sha": state.base_sha, "candidate_sha": state.candidate_sha}
-    if state.step == "judge":
-        return Judge.model_validate(candidate)
-    return Ship.model_validate({**candidate, "approved_by": state.approved_by})

@@ -164,46 +164,33 @@ def sqlite_engine(url: URL, synchronous: Synchronous, *, begin: str, connections
     def configure(connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None  # the driver's own BEGIN comes late and is a deferred one
         connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-        _turn_on_wal(connection)
+        # The first of several processes to open a new file switches it; SQLite's own waiting does not hold for that.
+        _patiently(lambda: connection.execute("PRAGMA journal_mode=WAL"), pause_s=0.01)
         connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA query_only=ON" if read_only else f"PRAGMA busy_timeout={LOOK_MS}")
 
     @event.listens_for(engine, "begin")
     def start(connection: Connection) -> None:
-        give_up = time.monotonic() + BUSY_TIMEOUT_MS / 1000
-        while True:
-            try:
-                connection.exec_driver_sql(begin)
-            except OperationalError as error:
-                if not _is_busy(error) or time.monotonic() > give_up:
-                    raise
-            else:
-                return
+        _patiently(lambda: connection.exec_driver_sql(begin))
 
     return engine
 
 
-def _turn_on_wal(connection: sqlite3.Connection) -> None:
-    """Use write-ahead logging; the first of several processes to open a new file switches it.
-
-    SQLite's busy timeout does not hold for this switch, so those that come at that moment try again.
-    """
+def _patiently(step: Callable[[], object], *, pause_s: float = 0.0) -> None:
+    """Do `step` again for as long as another process keeps the database busy, BUSY_TIMEOUT_MS at most."""
     deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
     while True:
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            step()
+        except (sqlite3.OperationalError, OperationalError) as error:
+            cause = error.orig if isinstance(error, OperationalError) else error
+            busy = getattr(cause, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY  # the rest tells kinds of it
+            if not busy or time.monotonic() > deadline:
                 raise
-            time.sleep(0.01)
+            time.sleep(pause_s)
         else:
             return
-
-
-def _is_busy(error: OperationalError) -> bool:
-    """Return whether another process writes."""
-    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY  # the rest tells kinds of it
 
 
 class SqliteDatabase:

@@ -657,6 +657,10 @@ class Ledger:
         """Have the workflow of a job that waits for its seat started now; False: it was, or is about to be."""
         return await self._database.write(outbox.hurry_start, job_id, now)
 
+    async def start_pending(self, job_id: str) -> bool:
+        """Return whether the job's workflow is still to be started."""
+        return await self._database.read(outbox.start_pending, job_id)
+
     async def outbox_done(self, row_id: int) -> None:
         """Forget a row that was delivered."""
         await self._database.write(outbox.delivered, row_id)

@@ -59,8 +59,7 @@ def prepare(home: Path) -> None:
 
 def make_directories(home: Path) -> None:
     """Make the home, private to its owner, and the directories in it."""
-    if not home.exists():
-        home.mkdir(parents=True, mode=0o700, exist_ok=True)  # another `up` may be as quick
+    home.mkdir(parents=True, mode=0o700, exist_ok=True)
     for name in ("run", "logs", "factories", "scratch", "artifacts", "engines"):
         (home / name).mkdir(exist_ok=True)
 

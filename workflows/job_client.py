@@ -174,13 +174,19 @@ class JobClient:
             await self.deliver_due()
         request = ActRequest.model_validate({"action": action, "sha": sha, "by": by, "reason": reason})
         patience = time.monotonic() + CATCH_UP_S
+        starting = True
         while True:
             try:
                 return await self._update(job, request)
             except WorkflowUpdateFailedError as error:
                 if time.monotonic() > patience or not await self._is_behind(error, job.id):
                     raise _refusal(error, action, job.id) from error
-                await asyncio.sleep(CATCH_UP_PAUSE_S)
+            except NotFound:
+                if time.monotonic() > patience or not starting:
+                    raise
+                # Another process may be starting it right now; once it did, the next try finds the workflow.
+                starting = await self._ledger.start_pending(job.id)
+            await asyncio.sleep(CATCH_UP_PAUSE_S)
 
     async def _has_to_begin(self, job: JobView) -> bool:
         """Have the workflow of a queued job started that waits for parents or a seat; return False when it has one."""

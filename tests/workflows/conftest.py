@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sysconfig
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -40,7 +41,8 @@ from core.lifecycle import Record
 from workflows.job import JobWorkflow
 from workflows.sandbox import workflow_runner
 
-HISTORIES = Path(__file__).resolve().parents[1] / "replay" / "histories"
+ROOT = Path(__file__).resolve().parents[2]
+HISTORIES = ROOT / "tests" / "replay" / "histories"
 RECORD = os.environ.get("GIGAFACTORY_RECORD_HISTORIES") == "1"
 CANDIDATE = "c" * 40
 BASE = "b" * 40
@@ -228,7 +230,10 @@ class Floor:
 async def keep_history(handle: WorkflowHandle[Any, Any], name: str) -> None:
     """Write the history for `tests/replay`, when GIGAFACTORY_RECORD_HISTORIES=1 asks for it."""
     if RECORD:
-        (HISTORIES / f"{name}.json").write_text((await handle.fetch_history()).to_json())
+        history = (await handle.fetch_history()).to_json()
+        for folder in (sysconfig.get_path("purelib"), str(ROOT)):  # in stack traces; nobody else has them there
+            history = history.replace(f"{folder}/", "")
+        (HISTORIES / f"{name}.json").write_text(history)
 
 
 @asynccontextmanager

@@ -74,6 +74,9 @@ async def test_action_that_no_control_worker_takes_is_unavailable(
 async def test_action_on_a_job_without_a_workflow_is_not_found(jobs: JobClient) -> None:
     """The caller is told that the reconciler looks after it."""
     job_id = await submitted(jobs)
+    await jobs._ledger.hurry_start(job_id, datetime.now(UTC))
+    for row in await jobs._ledger.claim_outbox(datetime.now(UTC)):  # as if it had been delivered
+        await jobs._ledger.outbox_done(row.id)
     with pytest.raises(NotFound, match="has no running workflow"):
         await jobs.act(review(job_id), "reject")
 
@@ -92,6 +95,31 @@ async def test_action_on_a_job_that_waits_for_its_seat_starts_its_workflow(
         await jobs.act(await jobs._ledger.job(job_id), "pause")
     assert (await handle.describe()).status == WorkflowExecutionStatus.RUNNING
     await handle.terminate()
+
+
+async def test_action_waits_for_the_workflow_that_another_process_is_starting(
+    jobs: JobClient, temporal_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It claimed the start before us and has not come to Temporal yet: the job is there, and the action is taken."""
+    monkeypatch.setattr(job_client, "RPC_TIMEOUT_S", 0.3)
+    job_id = await submitted(jobs)
+    await jobs._ledger.hurry_start(job_id, datetime.now(UTC))
+    (claimed,) = await jobs._ledger.claim_outbox(datetime.now(UTC))
+    missed = asyncio.Event()
+
+    async def start_pending(job_id: str) -> bool:
+        missed.set()
+        return await really_pending(job_id)
+
+    really_pending = jobs._ledger.start_pending
+    monkeypatch.setattr(jobs._ledger, "start_pending", start_pending)
+    acting = asyncio.create_task(jobs.act(await jobs._ledger.job(job_id), "pause"))
+    await missed.wait()
+    await jobs.deliver(claimed)
+    await jobs._ledger.outbox_done(claimed.id)
+    with pytest.raises(Unavailable, match=f"pause of job {job_id}"):  # it was brought; here nobody takes it
+        await acting
+    await temporal_client.get_workflow_handle(workflow_id("default", job_id)).terminate()
 
 
 @workflow.defn(name="JobWorkflow")
