@@ -161,7 +161,7 @@ def check_sqlite(_patient: Patient) -> Iterator[Finding]:
 
 def check_temporal(patient: Patient) -> Iterator[Finding]:
     """A Temporal server answers, or can be started."""
-    from workers.temporal_server import TemporalUnreachable, check_address, find_binary  # noqa: PLC0415 - 0.5 s
+    from workers.temporal_server import TemporalUnreachable, check_address, find_binary  # noqa: PLC0415 - only this check
 
     address = patient.settings.temporal_address
     if address:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,16 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
-from workers.temporal_server import (
-    connect_when_ready,
-    free_port,
-    locate_server,
-    server_command,
-    set_retention,
-)
+from workers.temporal_server import free_port, locate_server, server_command
 
 DIES_WITH_US = 'exec 3<&0; "$@" </dev/null 3<&- & server=$!; read -r _ <&3; kill "$server"; wait "$server"'
 """A shell line that runs a server until its own standard input closes, as it does when the test process is killed."""
@@ -126,8 +122,17 @@ def gone_afterwards(env: Mapping[str, str]) -> Iterator[None]:
 
 
 async def _settle(address: str, process: subprocess.Popen[bytes]) -> None:
-    client = await connect_when_ready(address, timeout_s=60, alive=lambda: process.poll() is None)
-    await set_retention(client)
+    deadline = time.monotonic() + 60
+    while True:
+        assert process.poll() is None, "the Temporal server ended while it was starting; its log says why"
+        try:
+            client = await Client.connect(address)
+            await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
+        except RuntimeError:  # not listening yet, or (RPCError) the namespace not yet known
+            assert time.monotonic() < deadline, "no Temporal server within a minute"
+            await asyncio.sleep(0.05)
+        else:
+            return
 
 
 @pytest.fixture

@@ -26,9 +26,11 @@ import structlog
 
 from store.logging_setup import configure_logging
 from store.settings_source import read_settings
+from workers.fork_server import ForkServer, start_fork_server
 from workers.stack_home import (
     PortReservation,
     factory_names,
+    open_log,
     prepare,
     read_wanted,
     steward_lock,
@@ -66,6 +68,7 @@ class Steward:
         self.home = home
         self._plan = plan
         self.limits = limits or Limits()
+        self.forks: ForkServer | None = None
         self._parts: dict[str, Part] = {}
         self._phase: StackPhase = "starting"
         self._failure: Failure | None = None
@@ -84,7 +87,9 @@ class Steward:
     async def run(self) -> int:
         """Start everything, watch it, end it; return the steward's exit code."""
         self._listen()
-        for spec in (*self._plan.parts, *self._local_factories()):
+        specs = (*self._plan.parts, *self._local_factories())
+        self.forks = await self._warm_up([spec for spec in specs if spec.warm])
+        for spec in specs:
             self._add(spec)
         self.changed()
         waiting = asyncio.create_task(self._watch_start())
@@ -93,6 +98,8 @@ class Steward:
         self._phase = "stopping"
         self.changed()
         await self._end_everything()
+        if self.forks is not None:
+            await self.forks.close()
         if self._failure is not None:
             self._phase = "failed"
             self.changed()
@@ -113,6 +120,18 @@ class Steward:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.request_end)
         loop.add_signal_handler(signal.SIGHUP, self._rescale)
+
+    async def _warm_up(self, specs: Sequence[PartSpec]) -> ForkServer | None:
+        """Start the process that these parts are forked from; for a single one it is not worth it."""
+        if len(specs) < 2:
+            return None
+        output = open_log(self.home / "logs" / "fork-server.log")
+        try:
+            modules = dict.fromkeys(spec.module for spec in specs)
+            environ = specs[0].environment()
+            return await start_fork_server(list(modules), environ=environ, cwd=self.home, output=output)
+        finally:
+            os.close(output)
 
     def _local_factories(self) -> list[PartSpec]:
         return [self._plan.factory(name) for name in factory_names(self.home, self._wanted)]
@@ -158,7 +177,7 @@ class Steward:
             await asyncio.gather(*(part.end(self._hurry) for part in parts))
             if rank == FACTORY_RANK:
                 await self._await_strays()
-        for stray in await asyncio.to_thread(end_strays, self.home, 0.0):
+        for stray in await asyncio.to_thread(end_strays, self.home, 0.0, self._pids()):
             log.warning("stray.killed", child=stray.pid)
 
     async def _await_strays(self) -> None:
@@ -169,7 +188,8 @@ class Steward:
                 return
 
     def _pids(self) -> list[int]:
-        return [part.pid for part in self._parts.values() if part.pid is not None]
+        pids = [part.pid for part in self._parts.values() if part.pid is not None]
+        return [*pids, self.forks.pid] if self.forks else pids
 
     # --- factories ---------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from workers.fork_server import ForkedProcess, ForkServer, ForkServerGone, Request
 from workers.stack_guard import FAREWELL
 from workers.stack_home import open_log
 from workers.stack_parts import PartSpec, Probe
@@ -51,6 +52,8 @@ class Keeper(Protocol):
 
     home: Path
     limits: Limits
+    forks: ForkServer | None
+    """What warm parts are forked from."""
 
     @property
     def starting(self) -> bool:
@@ -71,8 +74,10 @@ def restart_pause_s(deaths: int) -> float:
     return 0.0 if deaths <= 1 else min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(deaths - 2, 30))
 
 
-def explain_exit(code: int) -> str:
-    """Say how a process ended, from its return code as `subprocess` gives it."""
+def explain_exit(code: int | None) -> str:
+    """Say how a process ended, from its return code as `subprocess` gives it; None: nobody saw it."""
+    if code is None:
+        return "an exit that nobody saw"
     if code >= 0:
         return f"exit code {code}"
     with contextlib.suppress(ValueError):
@@ -102,7 +107,7 @@ class Part:
         self.leaving = asyncio.Event()
         self._keeper = keeper
         self._log_path = keeper.home / "logs" / f"{spec.name}.log"
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process | ForkedProcess | None = None
         self.record = PartRecord(
             name=spec.name,
             kind=spec.kind,
@@ -191,12 +196,9 @@ class Part:
             self.ready.set()
         return explain_exit(code)
 
-    async def _spawn(self, announced: asyncio.Event) -> asyncio.subprocess.Process:
+    async def _spawn(self, announced: asyncio.Event) -> asyncio.subprocess.Process | ForkedProcess:
         """Start the process in a session of its own, with the part's log as stdout and stderr."""
         spec = self.spec
-        environ = {**os.environ, **{key: value for key, value in spec.env.items() if value is not None}}
-        for key in (key for key, value in spec.env.items() if value is None):
-            environ.pop(key, None)
         with contextlib.ExitStack() as opened:
             output = open_log(self._log_path)
             opened.callback(os.close, output)
@@ -204,6 +206,14 @@ class Part:
             if spec.announces:
                 inherited.append(_listen_for(announced))
                 opened.callback(os.close, inherited[0])
+            forks = self._keeper.forks
+            if spec.warm and forks is not None:
+                try:
+                    return await forks.spawn(self._request(), (output, *inherited))
+                except ForkServerGone:
+                    log.warning("fork_server.gone", part=spec.name)
+            environ = spec.environment()
+            if inherited:
                 environ[READY_FD] = str(inherited[0])
             return await asyncio.create_subprocess_exec(
                 *spec.command,
@@ -215,6 +225,17 @@ class Part:
                 start_new_session=True,
                 pass_fds=inherited,
             )
+
+    def _request(self) -> Request:
+        spec = self.spec
+        return Request(
+            module=spec.module,
+            arguments=spec.command[4:],
+            title=" ".join(spec.command),
+            environ=spec.env,
+            cwd=str(self._keeper.home),
+            ready_variable=READY_FD,
+        )
 
     async def _watch(self, announced: asyncio.Event, pid: int) -> None:
         """Wait until the process does its work, note it, and see to it that it goes on doing so."""

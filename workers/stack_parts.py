@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,13 +21,14 @@ from store.settings_source import ROOT
 from store.token_files import ensure_factory_token, ensure_person_token
 from workers.stack_home import LOOPBACK, PortReservation, write_names
 from workers.stack_state import MARKER, READY_FD
+from workers.temporal_server import RETENTION_DAYS, server_command
 
 Probe = Callable[[int], Awaitable[bool]]
 """Given the pid of a part's process: does that process do its work?"""
 
 PROBE_TIMEOUT_S: Final = 5.0
-RETENTION: Final = "2592000s"
-"""30 days: how long Temporal keeps the histories of closed workflows (its own default is one day)."""
+RETENTION: Final = f"{RETENTION_DAYS * 86_400}s"
+"""How long Temporal keeps the histories of closed workflows (its own default is one day)."""
 
 SHUTDOWN_MARGIN_S: Final = 8.0
 """For a factory, beyond the graces of its engines: the last checkpoint, its push, the farewell to the API."""
@@ -59,11 +61,23 @@ class PartSpec:
     """The part tells by itself when it is ready (`announce_ready`). Without this and a probe: ready when started."""
     once: bool = False
     """Runs to its end, which must be a success, once at the start."""
+    warm: bool = False
+    """`command` runs a Python module (see `_python`) that a child of the stack's fork server may become instead."""
     lifeline: bool = False
     """Holds a pipe of the steward's as its standard input, and ends when told so there."""
     url: str = ""
     mend: str = ""
     """What a person does when this part does not come up."""
+
+    def environment(self) -> dict[str, str]:
+        """Return the whole environment of its process."""
+        environ = {key: value for key, value in os.environ.items() if key not in self.env}
+        return environ | {key: value for key, value in self.env.items() if value is not None}
+
+    @property
+    def module(self) -> str:
+        """The module that a warm part runs."""
+        return self.command[3] if self.warm else ""
 
 
 @dataclass(frozen=True)
@@ -179,6 +193,7 @@ def _factory(settings: Settings, name: str, env: Mapping[str, str | None]) -> Pa
         name=name,
         kind="factory",
         command=_python("workers.factory_agent", "--name", name),
+        warm=True,
         env=env,
         rank=0,
         grace_s=settings.drain_grace_s + settings.stop_grace_s + SHUTDOWN_MARGIN_S,
@@ -213,14 +228,19 @@ def _migration(env: Mapping[str, str | None]) -> PartSpec:
 def _temporal(
     home: Path, namespace: str, binary: Path, ports: Mapping[str, int], env: Mapping[str, str | None]
 ) -> PartSpec:
-    arguments = ["--binary", str(binary), "--db-file", str(home / "temporal.db"), "--namespace", namespace]
-    for flag, port in (("--port", "temporal"), ("--ui-port", "temporal_ui"), ("--http-port", "temporal_http")):
-        arguments += [flag, str(ports[port])]
+    command = server_command(
+        binary,
+        port=ports["temporal"],
+        ui_port=ports["temporal_ui"],
+        http_port=ports["temporal_http"],
+        db_file=home / "temporal.db",
+        namespace=namespace,
+    )
     url = f"http://{LOOPBACK}:{ports['temporal_http']}/api/v1/namespaces/{namespace}"
     return PartSpec(
         name="temporal",
         kind="temporal",
-        command=_python("workers.stack_temporal", *arguments),
+        command=tuple(command),
         env=env,
         rank=3,
         grace_s=8.0,
@@ -236,7 +256,17 @@ def _api(url: str, env: Mapping[str, str | None]) -> PartSpec:
         return (await http_request("GET", f"{url}/fleet/health"))[0] == 200
 
     mend = "read its log; another program on its port shows there"
-    return PartSpec(name="api", kind="api", command=_python("api"), env=env, rank=2, probe=healthy, url=url, mend=mend)
+    return PartSpec(
+        name="api",
+        kind="api",
+        command=_python("api"),
+        warm=True,
+        env=env,
+        rank=2,
+        probe=healthy,
+        url=url,
+        mend=mend,
+    )
 
 
 def _control(env: Mapping[str, str | None]) -> PartSpec:
@@ -244,6 +274,7 @@ def _control(env: Mapping[str, str | None]) -> PartSpec:
         name="control",
         kind="control",
         command=_python("workers.control"),
+        warm=True,
         env=env,
         rank=1,
         announces=True,
@@ -256,6 +287,7 @@ def _gateway(address: str, env: Mapping[str, str | None]) -> PartSpec:
         name="gateway",
         kind="gateway",
         command=_python("workers.gateway"),
+        warm=True,
         env=env,
         rank=1,
         announces=True,

@@ -19,16 +19,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Final
-
-from google.protobuf.duration_pb2 import Duration
-from temporalio.api.namespace.v1 import NamespaceConfig
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNamespaceRequest
-from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.testing import WorkflowEnvironment
 
 from core.errors import Unavailable
 
@@ -229,6 +221,8 @@ async def _download(target: Path, environ: Mapping[str, str], tell: Tell) -> str
 
 async def _download_into(folder: Path, tell: Tell) -> str:
     """Start (and stop) a server of the SDK's, which downloads it into `folder`; give up when nothing arrives."""
+    from temporalio.testing import WorkflowEnvironment  # noqa: PLC0415 - takes a third of a second, needed once
+
     start = asyncio.ensure_future(WorkflowEnvironment.start_local(download_dest_dir=str(folder), ip=LOOPBACK))
     size, since = 0, time.monotonic()
     while not start.done():
@@ -400,7 +394,7 @@ def server_command(
     """Return the argument list that starts the embedded server, tuned for one small machine.
 
     `ui_port` None leaves the Web UI out; `db_file` None keeps everything in memory. The namespace's retention is no
-    flag (the server starts with 24 hours): call `set_retention` once it answers.
+    flag (the server starts with 24 hours): `stack_parts.serves_namespace` sets it.
     """
     command = [str(binary), "server", "start-dev", "--ip", LOOPBACK, "--port", str(port), "--log-level", "error"]
     command += ["--headless"] if ui_port is None else ["--ui-port", str(ui_port)]
@@ -444,50 +438,3 @@ async def check_address(address: str, *, timeout_s: float = 5.0) -> None:
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
-
-
-async def connect_when_ready(
-    address: str,
-    *,
-    namespace: str = "default",
-    timeout_s: float = 30.0,
-    alive: Callable[[], bool] = lambda: True,
-) -> Client:
-    """Connect to a server that is just starting, as soon as it serves `namespace`.
-
-    `alive` tells whether its process still runs, so that a server that died is reported at once.
-
-    Raises:
-        TemporalUnreachable: it died, or did not serve within `timeout_s`.
-
-    """
-    deadline = time.monotonic() + timeout_s
-    last: Exception | None = None
-    while time.monotonic() < deadline:
-        if not alive():
-            raise TemporalUnreachable(
-                f"the Temporal server at {address} ended while it was starting",
-                hint="its log says why; a taken port and a database of another version are the usual reasons",
-                address=address,
-            )
-        try:
-            client = await Client.connect(address, namespace=namespace, data_converter=pydantic_data_converter)
-            await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=namespace))
-        except RuntimeError as error:  # not listening yet, or (RPCError) the namespace not yet known
-            last = error
-            await asyncio.sleep(0.05)
-        else:
-            return client
-    raise TemporalUnreachable(
-        f"no Temporal server with namespace {namespace!r} at {address} within {timeout_s:g} s: {last}",
-        hint="look into its log; on a machine under heavy load, try again",
-        address=address,
-    )
-
-
-async def set_retention(client: Client, days: int = RETENTION_DAYS) -> None:
-    """Keep closed workflows of the client's namespace for `days` days (>= 1). Idempotent; survives restarts."""
-    ttl = Duration()
-    ttl.FromTimedelta(timedelta(days=days))
-    config = NamespaceConfig(workflow_execution_retention_ttl=ttl)
-    await client.workflow_service.update_namespace(UpdateNamespaceRequest(namespace=client.namespace, config=config))

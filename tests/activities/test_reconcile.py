@@ -36,7 +36,7 @@ class Ended:
 @pytest.fixture
 async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
     """Return a ledger of the test's own."""
-    url = f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}"
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
     await migrate(url)
     ledger = open_ledger(Settings(home=tmp_path, database_url=url, seat_wait_s=0))
     yield Fleet(ledger, url)

@@ -99,7 +99,7 @@ async def running_api(home: Path, database_url: str, beat_s: int) -> AsyncIterat
         "GIGAFACTORY_FACTORY_BEAT_S": str(beat_s),
         "GIGAFACTORY_LEASE_TTL_S": str(LEASE_S),
     }
-    await migrate(database_url or f"sqlite+aiosqlite:///{home / 'ledger.db'}")
+    await migrate(database_url or f"sqlite:///{home / 'ledger.db'}")
     notes = home / "beats"
     process = start_api(home, environ, notes)
     try:

@@ -16,10 +16,12 @@ from temporalio import workflow
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from workers import temporal_server
+from workers.stack_parts import serves_namespace
 from workers.temporal_server import (
     SEARCH_ATTRIBUTES,
     ServerSource,
@@ -28,13 +30,11 @@ from workers.temporal_server import (
     cache_dir,
     candidate_binaries,
     check_address,
-    connect_when_ready,
     find_binary,
     free_port,
     locate_server,
     obtain_binary,
     server_command,
-    set_retention,
 )
 
 WORKING = "#!/bin/sh\necho --db-filename --sqlite-pragma --search-attribute\n"
@@ -262,20 +262,6 @@ def test_server_command_never_leaves_the_loopback_address() -> None:
     assert "--db-filename" not in command
 
 
-async def test_dead_server_is_reported_at_once(tmp_path: Path) -> None:
-    """A server that ended while starting is not waited for."""
-    async with asyncio.timeout(5):
-        with pytest.raises(TemporalUnreachable, match="ended while it was starting"):
-            await connect_when_ready("127.0.0.1:1", timeout_s=60, alive=lambda: False)
-
-
-async def test_silent_server_is_given_up() -> None:
-    """Nothing there within the time is an error with a next step."""
-    with pytest.raises(TemporalUnreachable) as caught:
-        await connect_when_ready(f"127.0.0.1:{free_port()}", timeout_s=0.2)
-    assert caught.value.hint
-
-
 @workflow.defn
 class Echo:
     """Returns what it was given, after a short timer."""
@@ -317,9 +303,11 @@ async def test_server_keeps_everything_over_a_restart(temporal_binary: Path, tmp
             *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
         )
         try:
-            client = await connect_when_ready(f"127.0.0.1:{port}", timeout_s=60)
+            async with asyncio.timeout(60):
+                while not await serves_namespace(f"http://127.0.0.1:{http_port}/api/v1/namespaces/default"):
+                    await asyncio.sleep(0.05)
+            client = await Client.connect(f"127.0.0.1:{port}", data_converter=pydantic_data_converter)
             if round_number == 1:
-                await set_retention(client)
                 assert await echo(client, "one") == "one"
             else:
                 assert await client.get_workflow_handle("echo-one").result() == "one"

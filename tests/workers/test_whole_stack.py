@@ -175,6 +175,27 @@ def test_killed_part_does_its_work_again(whole: tuple[Path, Any], kind: str) -> 
     assert again["urls"] == said["urls"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="there is a fork server on Linux only")
+def test_part_is_started_afresh_when_the_fork_server_is_gone(whole: tuple[Path, Any]) -> None:
+    """Nothing else depends on it."""
+    home, _ = whole
+    state = state_of(home)
+    children = Path(f"/proc/{state.steward.pid}/task/{state.steward.pid}/children")
+    forks = [pid for pid in children.read_text().split() if b"workers.fork_server" in command_of(pid)]
+    assert len(forks) == 1
+    os.kill(int(forks[0]), signal.SIGKILL)
+    before = next(part for part in state.parts if part.kind == "control")
+    before.process.signal(signal.SIGKILL)
+    eventually(lambda: is_mended(home, before.name, before.pid))
+    after = next(part for part in state_of(home).parts if part.kind == "control")
+    assert str(after.pid) in children.read_text().split()
+
+
+def command_of(pid: str) -> bytes:
+    """Return the command line of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def is_mended(home: Path, name: str, old_pid: int) -> bool:
     """Return whether another process does the part's work, and all others do theirs."""
     parts = state_of(home).parts
