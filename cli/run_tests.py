@@ -8,12 +8,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 NO_TESTS_COLLECTED = 5
 """pytest's exit code when a selection matched nothing; no failure for one of our two calls, only for both."""
@@ -22,6 +27,9 @@ USAGE = "gf test [--fast] [--checks-only] [--topology NAME] [--cov] [-n N] [argu
 
 STACK_FOLDERS = tuple(f"tests/{name}" for name in ("bench", "chaos", "e2e", "topology", "workers"))
 """Where tests marked `stack` are; nothing else has to be imported to find them."""
+
+BEHIND = ("nice", "-n", "5")
+"""Runs what follows with whatever of the cores nobody else wants."""
 
 TOPOLOGY = "GIGAFACTORY_TEST_TOPOLOGY"
 """Tells the tests what to run on; see tests/conftest.py."""
@@ -38,6 +46,10 @@ class Step:
     command: tuple[str, ...]
     good_codes: tuple[int, ...] = (0,)
     environ: Mapping[str, str] = field(default_factory=dict)
+
+    def verdict(self, code: int) -> str:
+        """Return how the step ended, for people."""
+        return "ok" if code in self.good_codes else f"failed (exit code {code})"
 
 
 @dataclass(frozen=True)
@@ -76,21 +88,21 @@ def parse_options(argv: Sequence[str]) -> Options:
 
 
 def plan_checks(root: Path) -> list[Step]:
-    """List the static checks, quickest first."""
+    """List the static checks, quickest first: two by ruff, and mypy."""
     python = (sys.executable, "-P", "-m")
     return [
         Step("ruff check", (*python, "ruff", "check", "--no-fix", str(root))),
         Step("ruff format", (*python, "ruff", "format", "--check", str(root))),
-        Step("mypy", (*python, "mypy", "--config-file", str(root / "pyproject.toml"))),
+        Step("mypy", (*BEHIND, *python, "mypy", "--config-file", str(root / "pyproject.toml"))),
     ]
 
 
 def plan_tests(options: Options) -> list[Step]:
-    """List the pytest calls: the tests that start whole stacks, one at a time, then all others side by side.
+    """List the pytest calls: the tests that start whole stacks, one at a time, and all others, side by side.
 
-    Two stacks at once would take ports from each other while a test has something of theirs killed. In this order
-    because the last closing line should be the one that counts most tests. With coverage the second
-    call adds to what the first one measured and prints the report.
+    Both run at once: stacks wait half of their time. They have the cores first, since they are what takes longest, and
+    leases must not run out because of tests that only compute. With coverage they run one after the other: the second
+    adds to what the first one measured and prints the report.
     """
     pytest = (sys.executable, "-P", "-m", "pytest")
     packages = ("core", "engines", "store", "activities", "workflows", "workers", "api", "cli")
@@ -103,13 +115,13 @@ def plan_tests(options: Options) -> list[Step]:
     first = (*cov, "--cov-report=") if cov else ()
     second = (*cov, "--cov-append", "--cov-report=term-missing:skip-covered") if cov else ()
     good = (0, NO_TESTS_COLLECTED)
-    wish, rest = _take_marker_expression(options.pytest_args)
     folders = () if options.pytest_args else STACK_FOLDERS
+    wish, rest = _take_marker_expression(options.pytest_args)
     stacks = f"({wish}) and stack" if wish else "stack"
     others = f"({wish}) and not stack" if wish else "not stack"
     return [
         Step("pytest (stacks)", (*pytest, *first, *folders, *rest, "-m", stacks), good, environ),
-        Step("pytest (side by side)", (*pytest, *spread, *second, *rest, "-m", others), good, environ),
+        Step("pytest (all others)", (*BEHIND, *pytest, *spread, *second, *rest, "-m", others), good, environ),
     ]
 
 
@@ -124,20 +136,45 @@ def _take_marker_expression(arguments: Sequence[str]) -> tuple[str, tuple[str, .
     return "", tuple(rest)
 
 
-def run_step(step: Step, root: Path) -> int:
-    """Run one step in the project root, show its name and time, and return its exit code.
+def run_step(step: Step, root: Path, sink: IO[bytes] | None = None) -> int:
+    """Run one step in the project root and return its exit code; what it prints goes to `sink`, or is ours."""
+    environ = {**os.environ, **step.environ}
+    errors = None if sink is None else subprocess.STDOUT
+    done = subprocess.run(
+        step.command, cwd=root, env=environ, stdin=subprocess.DEVNULL, stdout=sink, stderr=errors, check=False
+    )
+    return done.returncode
+
+
+def run_in_turn(steps: Sequence[Step], root: Path) -> list[int]:
+    """Run steps one after the other; show what each prints, and its verdict."""
+    codes = []
+    for step in steps:
+        _tell(f"── {step.name}")
+        started = time.monotonic()
+        codes.append(code := run_step(step, root))
+        _tell(f"── {step.name}: {step.verdict(code)} in {time.monotonic() - started:.1f} s")
+    return codes
+
+
+def run_at_once(steps: Sequence[Step], root: Path) -> list[int]:
+    """Run steps at the same time; show what the first prints at once, and of the others when it is over.
 
     pytest says its own time in its closing line, and nothing may follow that.
     """
-    _tell(f"── {step.name}")
-    started = time.monotonic()
-    environ = {**os.environ, **step.environ}
-    code = subprocess.run(step.command, cwd=root, env=environ, stdin=subprocess.DEVNULL, check=False).returncode
-    if step.name.startswith("pytest"):
-        return code
-    verdict = "ok" if code in step.good_codes else f"failed (exit code {code})"
-    _tell(f"── {step.name}: {verdict} in {time.monotonic() - started:.1f} s")
-    return code
+    first, *others = steps
+    _tell(f"── {' beside '.join(step.name for step in steps)}")
+    with ThreadPoolExecutor() as pool, ExitStack() as files:
+        sinks = [files.enter_context(TemporaryFile()) for _ in others]
+        runs = [pool.submit(run_step, step, root, sink) for step, sink in zip(others, sinks, strict=True)]
+        codes = [run_step(first, root)]
+        for step, run, sink in zip(others, runs, sinks, strict=True):
+            codes.append(run.result())
+            _tell(f"── {step.name}")
+            sink.seek(0)
+            shutil.copyfileobj(sink, sys.stdout.buffer)
+    sys.stdout.flush()
+    return codes
 
 
 def prepare_temporal() -> None:
@@ -161,8 +198,8 @@ def prepare_temporal() -> None:
 def main(argv: Sequence[str]) -> int:
     """Run the checks and the tests; return the first failing exit code, or 0.
 
-    All steps run even after a failure, so that one look shows everything; failed checks are named again before the
-    tests start, whose output ends with pytest's closing line.
+    All steps run even after a failure, so that one look shows everything. What ruff says comes before the tests start;
+    mypy, which takes its time, runs beside them. The last line is pytest's closing one.
     """
     root = Path(os.environ.get("GIGAFACTORY_ROOT") or Path(__file__).resolve().parent.parent)
     options = parse_options(argv)
@@ -170,12 +207,16 @@ def main(argv: Sequence[str]) -> int:
     tests = [] if options.checks_only else plan_tests(options)
     if tests and not options.pytest_args:
         prepare_temporal()
-    codes = [(step, run_step(step, root)) for step in (*checks, *tests)]
-    failed = [code for step, code in codes if code not in step.good_codes]
+    in_turn, at_once = [*checks, *tests], []
+    if len(tests) > 1 and not options.coverage:
+        in_turn, at_once = checks[:2], [tests[0], *checks[2:], *tests[1:]]
+    steps = (*in_turn, *at_once)
+    codes: list[int] = [*run_in_turn(in_turn, root), *(run_at_once(at_once, root) if at_once else ())]
+    failed = [code for step, code in zip(steps, codes, strict=True) if code not in step.good_codes]
     if failed:
         return failed[0]
-    nothing_ran = tests and all(code == NO_TESTS_COLLECTED for _, code in codes[len(checks) :])
-    return NO_TESTS_COLLECTED if nothing_ran else 0
+    ran = [code for step, code in zip(steps, codes, strict=True) if step in tests]
+    return NO_TESTS_COLLECTED if ran and all(code == NO_TESTS_COLLECTED for code in ran) else 0
 
 
 def _tell(line: str) -> None:
