@@ -166,7 +166,7 @@ class Settings(BaseModel):
     @property
     def ledger_url(self) -> str:
         """Return the SQLAlchemy URL of the ledger."""
-        return self.database_url or f"sqlite+aiosqlite:///{self.home / 'ledger.db'}"
+        return self.database_url or f"sqlite:///{self.home / 'ledger.db'}"
 
 
 def load_settings(environ: Mapping[str, str], file_text: str | None, *, default_home: Path) -> Settings:

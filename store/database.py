@@ -1,8 +1,8 @@
 """How the ledger reaches SQLite or PostgreSQL: units of work in, their results out. Does I/O: SQL.
 
-A unit of work is a plain function that takes a `Connection` and runs in one transaction. On SQLite it runs in a thread
-from its first statement to its last: handing each statement to the thread by itself (as an asynchronous driver does)
-was measured at nine times the cost. On PostgreSQL the same function runs on an asyncpg connection.
+A unit of work is a plain function that takes a `Connection` and runs in one transaction, in a thread from its first
+statement to its last: on SQLite, handing each statement to the thread by itself (as an asynchronous driver does) was
+measured at nine times the cost; on PostgreSQL, rows that become objects on the event loop keep everybody else waiting.
 
 SQLite: every write is `BEGIN IMMEDIATE` on the one writer connection of the process, whose thread is also its queue;
 reads have connections of their own that cannot write. Deferred transactions lose updates between processes. A writer
@@ -23,7 +23,6 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 from sqlalchemy import URL, Connection, Engine, Row, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from core.errors import GigafactoryError, InvalidInput, Unavailable
 from store.column_types import clean_text
@@ -41,6 +40,8 @@ OLDEST_SQLITE = (3, 35)
 """First version with `RETURNING`."""
 READERS = 2
 """Read connections of one process to SQLite."""
+SESSIONS = 8
+"""Connections of one process to PostgreSQL that write, and as many that read."""
 ATTEMPTS = 4
 """How often PostgreSQL may abort a unit of work for a deadlock before that is an error."""
 RETRY_STATES = ("40001", "40P01")
@@ -88,7 +89,7 @@ def ledger_url(url: str) -> URL:
     parsed = make_url(url)
     backend = parsed.get_backend_name()
     if backend == "postgresql":
-        return parsed.set(drivername="postgresql+asyncpg")
+        return parsed.set(drivername="postgresql+psycopg")
     if backend == "sqlite" and parsed.database and parsed.database != ":memory:":
         return parsed.set(drivername="sqlite+pysqlite")
     raise InvalidInput(
@@ -107,14 +108,14 @@ def open_database(url: str, *, synchronous: Synchronous = "normal") -> Database:
     """
     parsed = ledger_url(url)
     if parsed.get_backend_name() == "postgresql":
-        return PostgresDatabase(parsed)
+        return _postgres(parsed)
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         needed = ".".join(map(str, OLDEST_SQLITE))
         raise Unavailable(
             f"the ledger needs SQLite {needed} or newer; this Python has {sqlite3.sqlite_version}",
             hint="use another Python (GIGAFACTORY_PYTHON), or PostgreSQL (the setting database_url)",
         )
-    return SqliteDatabase(parsed, synchronous)
+    return _sqlite(parsed, synchronous)
 
 
 def serialise(connection: Connection, what: str) -> None:
@@ -193,29 +194,56 @@ def _patiently(step: Callable[[], object], *, pause_s: float = 0.0) -> None:
             return
 
 
-class SqliteDatabase:
-    """A SQLite file: one writer thread, a few reader threads."""
+def _sqlite(url: URL, synchronous: Synchronous) -> SqlDatabase:
+    """Return a SQLite file with one connection that writes and a few that cannot."""
+    writes = sqlite_engine(url, synchronous, begin="BEGIN IMMEDIATE", connections=1, read_only=False)
+    reads = sqlite_engine(url, synchronous, begin="BEGIN", connections=READERS, read_only=True)
+    return SqlDatabase(writes, reads, writers=1, readers=READERS)
 
-    def __init__(self, url: URL, synchronous: Synchronous) -> None:
-        self._writes = sqlite_engine(url, synchronous, begin="BEGIN IMMEDIATE", connections=1, read_only=False)
-        self._reads = sqlite_engine(url, synchronous, begin="BEGIN", connections=READERS, read_only=True)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-write")
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="ledger-read")
+
+# --- PostgreSQL ---------------------------------------------------------------------------------------------------
+
+
+def postgres_engine(url: URL, *, connections: int) -> Engine:
+    """Return an engine of so many connections at most."""
+    return create_engine(url, pool_size=connections, max_overflow=0)
+
+
+def _postgres(url: URL) -> SqlDatabase:
+    writes = postgres_engine(url, connections=2 * SESSIONS)
+    reads = writes.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    return SqlDatabase(writes, reads, writers=SESSIONS, readers=SESSIONS)
+
+
+# --- both ---------------------------------------------------------------------------------------------------------
+
+
+class SqlDatabase:
+    """A database whose connections have a thread each."""
+
+    def __init__(self, writes: Engine, reads: Engine, *, writers: int, readers: int) -> None:
+        self._writes = writes
+        self._reads = reads
+        self._writers = ThreadPoolExecutor(writers, thread_name_prefix="ledger-write")
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="ledger-read")
 
     async def write(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `work` on the writer connection; a caller that is cancelled does not undo it."""
-        return await _in_thread(self._writer, lambda: _transact(self._writes, work, args, kwargs))
+        """Run `work` in a transaction, again when PostgreSQL broke a deadlock at its cost.
+
+        A caller that is cancelled does not undo it.
+        """
+        return await _in_thread(self._writers, lambda: _write(self._writes, work, args, kwargs))
 
     async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `work` on a read connection."""
-        return await _in_thread(self._readers, lambda: _transact(self._reads, work, args, kwargs))
+        """Run `work` on one snapshot; once more on a fresh connection when the server had closed the old one."""
+        return await _in_thread(self._readers, lambda: _read(self._reads, work, args, kwargs))
 
     async def close(self) -> None:
         """Let what is under way end, then close all connections; to be called again does no harm."""
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
-        for threads, engine in ((self._writer, self._writes), (self._readers, self._reads)):
+        for threads, engine in ((self._writers, self._writes), (self._readers, self._reads)):
             threads.shutdown()
             engine.dispose()
 
@@ -224,65 +252,38 @@ async def _in_thread(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(threads, call)
 
 
-def _transact(engine: Engine, work: Callable[..., T], args: Any, kwargs: Any) -> T:
+def _write(engine: Engine, work: Callable[..., T], args: Any, kwargs: Any) -> T:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with engine.begin() as connection:
+                result = _result(connection, work, args, kwargs)
+        except DBAPIError as error:
+            if attempt == ATTEMPTS or _sqlstate(error) not in RETRY_STATES:
+                raise _translated(error) from error
+        else:
+            return _value(result)
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _read(engine: Engine, work: Callable[..., T], args: Any, kwargs: Any) -> T:
     try:
-        with engine.begin() as connection:
-            result = _result(connection, work, args, kwargs)
+        try:
+            return _once(engine, work, args, kwargs)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        return _once(engine, work, args, kwargs)
     except DBAPIError as error:
         raise _translated(error) from error
-    return _value(result)
 
 
-# --- PostgreSQL ---------------------------------------------------------------------------------------------------
-
-
-class PostgresDatabase:
-    """A PostgreSQL database."""
-
-    def __init__(self, url: URL) -> None:
-        self._writes = create_async_engine(url, pool_size=8, max_overflow=8)
-        self._reads = self._writes.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-
-    async def write(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `work` in one transaction, again when PostgreSQL broke a deadlock at its cost."""
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                async with self._writes.begin() as connection:
-                    result = await connection.run_sync(_result, work, args, kwargs)
-            except (DBAPIError, OSError) as error:
-                if attempt == ATTEMPTS or _sqlstate(error) not in RETRY_STATES:
-                    raise _translated(error) from error
-            else:
-                return _value(result)
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
-    async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `work` on one snapshot; once more on a fresh connection when the server had closed the old one."""
-        try:
-            return await self._read(work, args, kwargs)
-        except (DBAPIError, OSError) as error:
-            if not (isinstance(error, DBAPIError) and error.connection_invalidated):
-                raise _translated(error) from error
-        try:
-            return await self._read(work, args, kwargs)
-        except (DBAPIError, OSError) as error:
-            raise _translated(error) from error
-
-    async def _read(self, work: Callable[..., T], args: Any, kwargs: Any) -> T:
-        connection: AsyncConnection
-        async with self._reads.connect() as connection:
-            return await connection.run_sync(work, *args, **kwargs)
-
-    async def close(self) -> None:
-        """Close all connections."""
-        await self._writes.dispose()
+def _once(engine: Engine, work: Callable[..., T], args: Any, kwargs: Any) -> T:
+    with engine.connect() as connection:
+        return work(connection, *args, **kwargs)
 
 
 def _sqlstate(error: Exception) -> str:
     return str(getattr(getattr(error, "orig", None), "sqlstate", "") or "")
-
-
-# --- both ---------------------------------------------------------------------------------------------------------
 
 
 def _result(connection: Connection, work: Callable[..., T], args: Any, kwargs: Any) -> T | Refused:
@@ -305,6 +306,6 @@ def _translated(error: Exception) -> Exception:
     if "no such table" in cause or _sqlstate(error) == "42P01":
         return Unavailable(f"the ledger has no tables yet: {cause}", hint="run `gf up`, which migrates the ledger")
     broken = isinstance(error, DBAPIError) and error.connection_invalidated
-    if broken or isinstance(error, (OperationalError, InterfaceError, OSError)) or _sqlstate(error) in RETRY_STATES:
+    if broken or isinstance(error, (OperationalError, InterfaceError)) or _sqlstate(error) in RETRY_STATES:
         return Unavailable(f"the ledger does not answer: {cause}", hint="see `gf doctor`")
     return error

@@ -16,7 +16,7 @@ from structlog.typing import EventDict, Processor
 LEVEL_VARIABLE: Final = "GIGAFACTORY_LOG_LEVEL"
 """Names a level (`debug`, `info`, …) for one process or a whole stack; default `info`."""
 
-CHATTY: Final = ("httpx", "httpcore", "sqlalchemy.engine.Engine", "alembic.runtime.migration", "aiosqlite")
+CHATTY: Final = ("httpx", "httpcore", "sqlalchemy.engine.Engine", "alembic.runtime.migration")
 """Loggers of libraries that tell every step at `info`: theirs are shown from `warning` on."""
 
 

@@ -85,7 +85,8 @@ def stages_to_go(present: Stage, path: tuple[Stage, ...]) -> tuple[Stage, ...]:
     """Return the part of `path` that is still ahead of `present`, with a missing `building` put in.
 
     The attempt itself may have brought the job to `building` before the workflow heard of it, or its word may have
-    been lost. `assigned` is never gone to: only a grant assigns.
+    been lost. `assigned` is never gone to: only a grant assigns. Nothing leads on from an end: a requeue begins a new
+    life, and is no record of a workflow.
     """
     if not path or _legal(present, path):
         return path
@@ -101,13 +102,16 @@ def stages_to_go(present: Stage, path: tuple[Stage, ...]) -> tuple[Stage, ...]:
             start=str(present),
             finish=str(Stage.ASSIGNED),
         )
-    check_transition(present, path[0])
+    if present not in ENDED:
+        check_transition(present, path[0])
     raise IllegalTransition(f"a job cannot go {' → '.join((present, *path))}", start=str(present), finish=str(path[-1]))
 
 
 def _legal(present: Stage, path: tuple[Stage, ...]) -> bool:
     steps = zip((present, *path), path, strict=False)
-    return Stage.ASSIGNED not in path and all(finish in TRANSITIONS[start] for start, finish in steps)
+    return Stage.ASSIGNED not in path and all(
+        start not in ENDED and finish in TRANSITIONS[start] for start, finish in steps
+    )
 
 
 def _end_attempt(job: OpenJob, change: Record) -> None:

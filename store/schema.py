@@ -15,7 +15,7 @@ from core.errors import Conflict, Unavailable
 
 if TYPE_CHECKING:
     from alembic.config import Config
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Engine
 
 HEAD = "0010"
 """The revision that this version of the program works with; a test compares it with the newest migration."""
@@ -37,18 +37,13 @@ async def migrate(url: str) -> bool:
     present = await revision(url)
     if present == HEAD:
         return False
-    if _is_postgres(url):
-        await _upgrade_postgres(url)
-    else:
-        await asyncio.to_thread(_upgrade_sqlite, url)
+    await asyncio.to_thread(_upgrade_postgres if _is_postgres(url) else _upgrade_sqlite, url)
     return True
 
 
 async def revision(url: str) -> str | None:
     """Return the revision that the database is at; None for an empty or missing one."""
-    if _is_postgres(url):
-        return await _postgres_revision(url)
-    return await asyncio.to_thread(_sqlite_revision, url)
+    return await asyncio.to_thread(_postgres_revision if _is_postgres(url) else _sqlite_revision, url)
 
 
 def _is_postgres(url: str) -> bool:
@@ -71,20 +66,18 @@ def _sqlite_revision(url: str) -> str | None:
     return str(row[0]) if row else None
 
 
-async def _postgres_revision(url: str) -> str | None:
-    from asyncpg import PostgresError, UndefinedTableError, connect  # noqa: PLC0415 - only who uses it loads it
+def _postgres_revision(url: str) -> str | None:
+    from psycopg import Error, connect  # noqa: PLC0415 - only who uses it loads it
+    from psycopg.errors import UndefinedTable  # noqa: PLC0415
 
     try:
-        connection = await connect(url.replace("postgresql+asyncpg:", "postgresql:", 1))
-    except (OSError, PostgresError) as error:
-        raise Unavailable(f"the ledger does not answer: {error}") from error
-    try:
-        found = await connection.fetchval(_REVISION)
-    except UndefinedTableError:
+        with connect(f"postgresql:{url.partition(':')[2]}") as connection:
+            row = connection.execute(_REVISION).fetchone()
+    except UndefinedTable:
         return None
-    finally:
-        await connection.close()
-    return None if found is None else str(found)
+    except Error as error:
+        raise Unavailable(f"the ledger does not answer: {error}") from error
+    return str(row[0]) if row else None
 
 
 def _upgrade_sqlite(url: str) -> None:
@@ -92,25 +85,21 @@ def _upgrade_sqlite(url: str) -> None:
 
     parsed = ledger_url(url)
     Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
-    engine = sqlite_engine(parsed, "full", begin="BEGIN IMMEDIATE", connections=1, read_only=False)
+    _upgrade_on(sqlite_engine(parsed, "full", begin="BEGIN IMMEDIATE", connections=1, read_only=False))
+
+
+def _upgrade_postgres(url: str) -> None:
+    from store.database import ledger_url, postgres_engine  # noqa: PLC0415 - see the module's docstring
+
+    _upgrade_on(postgres_engine(ledger_url(url), connections=1))
+
+
+def _upgrade_on(engine: Engine) -> None:
     try:
         with engine.begin() as connection:
             upgrade(connection)
     finally:
         engine.dispose()
-
-
-async def _upgrade_postgres(url: str) -> None:
-    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - see the module's docstring
-
-    from store.database import ledger_url  # noqa: PLC0415
-
-    engine = create_async_engine(ledger_url(url))
-    try:
-        async with engine.begin() as connection:
-            await connection.run_sync(upgrade)
-    finally:
-        await engine.dispose()
 
 
 def upgrade(connection: Connection) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pwd
 import shutil
@@ -10,12 +9,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 REQUIRED = "GIGAFACTORY_REQUIRE_POSTGRES"
@@ -37,24 +36,14 @@ class PostgresServer:
     port: int = PORT
 
     def url(self, database: str = "postgres") -> str:
-        """Return the SQLAlchemy URL of a database."""
-        return f"postgresql+asyncpg://{USER}@/{database}?host={self.socket}&port={self.port}"
+        """Return the URL of a database."""
+        return f"postgresql://{USER}@/{database}?host={self.socket}&port={self.port}"
 
     def run(self, *statements: str, database: str = "postgres") -> list[tuple[Any, ...]]:
         """Run statements, each by itself; return the rows of the last one."""
-        with ThreadPoolExecutor(1) as thread:  # a test's own event loop may be running in this one
-            return thread.submit(lambda: asyncio.run(_execute(self, database, statements))).result()
-
-
-async def _execute(server: PostgresServer, database: str, statements: tuple[str, ...]) -> list[tuple[Any, ...]]:
-    import asyncpg
-
-    connection = await asyncpg.connect(host=str(server.socket), port=server.port, user=USER, database=database)
-    try:
-        rows = [await connection.fetch(statement) for statement in statements]
-        return [tuple(row) for row in rows[-1]]
-    finally:
-        await connection.close()
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            answers = [connection.execute(statement.encode()) for statement in statements]
+            return answers[-1].fetchall() if answers[-1].description else []
 
 
 def postgres_binaries() -> Path | None:
@@ -117,13 +106,11 @@ def _start(binaries: Path, server: PostgresServer, address: str, options: dict[s
 
 
 def _wait_until_ready(server: PostgresServer, process: subprocess.Popen[bytes]) -> None:
-    import asyncpg
-
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
         try:
             server.run("SELECT 1")
-        except (OSError, asyncpg.PostgresError):
+        except psycopg.Error:
             time.sleep(0.05)
         else:
             return

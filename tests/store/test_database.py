@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from sqlalchemy import Connection, event, text
 from core.errors import Conflict, InvalidInput, NotFound, Unavailable
 from core.settings import Settings
 from store import open_ledger
-from store.database import Database, Refused, SqliteDatabase, ledger_url, open_database
+from store.database import Database, Refused, SqlDatabase, ledger_url, open_database
 from tests.conftest_postgres import postgres_binaries, running_postgres
 from tests.store.fleet import Fleet
 
@@ -151,7 +152,7 @@ async def test_sqlite_write_waits_for_other_processes_and_looks_often(tmp_path: 
         if len(looks) == 20:
             other.execute("ROLLBACK")
 
-    assert isinstance(database, SqliteDatabase)
+    assert isinstance(database, SqlDatabase)
     event.listen(database._writes, "before_cursor_execute", begins)
 
     assert await database.write(add, 1) == 1
@@ -186,7 +187,7 @@ async def test_sqlite_that_stays_locked_is_unavailable(
     monkeypatch.setattr("store.database.BUSY_TIMEOUT_MS", 20)
     path = tmp_path / "ledger.db"
     database = opened(f"sqlite:///{path}")
-    assert isinstance(database, SqliteDatabase)
+    assert isinstance(database, SqlDatabase)
     await database.write(make)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -227,17 +228,15 @@ async def test_postgres_deadlock_is_solved_by_trying_again(postgres_server: Any,
     await database.write(make)
     await database.write(add, 1)
     await database.write(add, 2)
-    met = asyncio.Barrier(2)
+    met = threading.Barrier(2)
     tries: list[int] = []
 
     def cross(connection: Connection, first: int, second: int) -> None:
-        from sqlalchemy.util import await_only
-
         tries.append(first)
         lock = text("UPDATE t SET n = n WHERE n = :n")
         connection.execute(lock, {"n": first})
         if len(tries) <= 2:
-            await_only(met.wait())
+            met.wait(timeout=30)
         connection.execute(lock, {"n": second})
 
     await asyncio.gather(database.write(cross, 1, 2), database.write(cross, 2, 1))
