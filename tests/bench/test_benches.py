@@ -40,7 +40,7 @@ def test_bench_recovery_loses_and_doubles_nothing(temporal_binary: object) -> No
 @pytest.mark.req("F9")
 def test_bench_kill_sees_every_process_end(temporal_binary: object) -> None:
     """Both ways to stop end every process, with the link and without it."""
-    figures = run("kill", "--rounds", "1", "--without-link", "1")
+    figures = run("kill", "--rounds", "1", "--without-link", "1", "--warm-up", "0", "--beat", "1")
     for way in ("halt", "cancel", "halt_without_link", "cancel_without_link"):
         assert figures[f"{way}_p95_s"] > 0
 
