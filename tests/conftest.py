@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import structlog
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
@@ -28,6 +29,12 @@ DIES_WITH_US = 'exec 3<&0; "$@" </dev/null 3<&- & server=$!; read -r _ <&3; kill
 CLEANS_UP = 'read -r _ || sleep 15; exec "$@"'
 """A shell line that runs a command once it is told to, or once its standard input closes without a word: then, killed
 with the test process, a stack may be in the middle of its start, and cannot be taken down before there is a record."""
+
+
+def pytest_configure() -> None:
+    """Show tracebacks without the values of all variables, as our processes do: to print those takes seconds."""
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
 
 
 @pytest.hookimpl(trylast=True)

@@ -125,7 +125,11 @@ class Calls:
         return task
 
     async def _while_good(self, caller: Caller, queue: str) -> PollActivityTaskQueueResponse:
-        """Wait for a task for as long as the caller's token is good."""
+        """Wait for a task for as long as the caller's token is good; the end of that is told as if none had come.
+
+        So whoever has a newer token polls on at once, and whoever has none is refused then. An SDK that is told of it
+        here would not poll for ten seconds.
+        """
         request = PollActivityTaskQueueRequest(
             namespace=self.frontend.namespace,
             task_queue=TaskQueue(name=queue, kind=TaskQueueKind.TASK_QUEUE_KIND_NORMAL),
@@ -137,7 +141,12 @@ class Calls:
         )
         try:
             while not (await asyncio.wait({poll}, timeout=RECHECK_S))[0]:
-                await self._recheck(caller, queue)
+                try:
+                    await self._recheck(caller, queue)
+                except Refused as refused:
+                    if refused.code != grpc.StatusCode.UNAUTHENTICATED:
+                        raise
+                    return PollActivityTaskQueueResponse()
             return poll.result()
         finally:
             poll.cancel()

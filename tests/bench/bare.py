@@ -200,6 +200,7 @@ async def serve(role: str, address: str, seats: int) -> None:
             no_remote_activities=True,
             workflow_runner=UnsandboxedWorkflowRunner(),
         )
+        tell_ready()
         await worker.run()
         return
     build = Worker(
@@ -216,7 +217,14 @@ async def serve(role: str, address: str, seats: int) -> None:
         max_concurrent_activities=seats + 2,
         max_concurrent_activity_task_polls=1,
     )
+    tell_ready()
     await asyncio.gather(build.run(), steps.run())
+
+
+def tell_ready() -> None:
+    """Tell the benchmark that from now on work is taken."""
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
 
 
 def end_with_the_benchmark() -> None:

@@ -18,9 +18,9 @@ from tests.bench.engines import family_of, stage, submit, until, wait_for_end
 from tests.bench.field import document_of, field, make_remote
 from tests.bench.measuring import median, parser, percentile, publish, tell
 
-BEAT_S = 5
-"""Both of an attempt and of a factory; the default."""
-TARGETS = {"with_link_s": 0.5, "without_link_s": BEAT_S + 1.0}
+LINK_TARGET_S = 0.5
+BEYOND_A_BEAT_S = 1.0
+"""The target without the link: so long after the next beat."""
 FAMILY = 5
 """Processes that have to be there before anything is stopped."""
 JOB = """---
@@ -73,16 +73,16 @@ async def cancelled_s(http: httpx.AsyncClient, job_id: str) -> float:
     return took
 
 
-async def rounds(link: bool, times: int) -> dict[str, list[float]]:
+async def rounds(link: bool, times: int, options: Any) -> dict[str, list[float]]:
     """Stop engines again and again on a stack with or without link; return the seconds, by how they were stopped."""
     taken: dict[str, list[float]] = {"halt": [], "cancel": []}
-    with field(seats=3, factory_link=link, beat_s=BEAT_S, factory_beat_s=BEAT_S) as place:
+    with field(seats=3, factory_link=link, beat_s=options.beat, factory_beat_s=options.beat) as place:
         remote: Path = make_remote(place.folder / "kill")[0]
         async with place.http() as http:
-            for number in range(times + 1):
+            for number in range(options.warm_up + times):
                 job_id = await submit(http, JOB.format(remote=remote))
                 halted, cancelled = await halted_s(http, job_id), await cancelled_s(http, job_id)
-                if number:  # the first one warms up
+                if number >= options.warm_up:
                     taken["halt"].append(halted)
                     taken["cancel"].append(cancelled)
                     tell(f"link {link}: halt {halted:.3f} s, cancel {cancelled:.3f} s")
@@ -100,11 +100,13 @@ def figures_of(taken: dict[str, list[float]], suffix: str) -> dict[str, float]:
 
 def main() -> int:
     """Measure and publish."""
-    options = parser("kill", rounds=20, without_link=10).parse_args()
-    linked, unlinked = asyncio.run(rounds(True, options.rounds)), asyncio.run(rounds(False, options.without_link))
-    figures: dict[str, Any] = figures_of(linked, "") | {"target_s": TARGETS["with_link_s"]}
-    figures |= figures_of(unlinked, "_without_link") | {"without_link_target_s": TARGETS["without_link_s"]}
-    publish("kill", figures, as_json=options.json, details={"beat_s": BEAT_S, "linked": linked, "unlinked": unlinked})
+    options = parser("kill", rounds=20, without_link=10, warm_up=1, beat=5).parse_args()
+    linked = asyncio.run(rounds(True, options.rounds, options))
+    unlinked = asyncio.run(rounds(False, options.without_link, options))
+    figures: dict[str, Any] = figures_of(linked, "") | {"target_s": LINK_TARGET_S}
+    figures |= figures_of(unlinked, "_without_link") | {"without_link_target_s": options.beat + BEYOND_A_BEAT_S}
+    details = {"beat_s": options.beat, "linked": linked, "unlinked": unlinked}
+    publish("kill", figures, as_json=options.json, details=details)
     return 0
 
 

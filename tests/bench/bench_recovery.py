@@ -210,10 +210,11 @@ async def measure(options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             remote = make_remote(place.folder / "recovery")[0]
             ground = Ground(place, http, remote, Judge(place.folder / "judge"), count(1))
             patience = options.lease * 3 + 30.0
-            await round_of(ground, vanish=False, patience_s=patience)  # warms up; counts only for the judge
-            killed = [await round_of(ground, vanish=False, patience_s=patience) for _ in range(options.rounds)]
+            rounds = options.warm_up + options.rounds  # what warms up counts only for the judge
+            struck = [await round_of(ground, vanish=False, patience_s=patience) for _ in range(rounds)]
+            killed = struck[options.warm_up :]
             vanished = [await round_of(ground, vanish=True, patience_s=patience) for _ in range(options.vanished)]
-            numbers = [1, *(one.number for one in (*killed, *vanished))]
+            numbers = [one.number for one in (*struck, *vanished)]
             false_takeovers = await saturated(ground, 4, options.saturated)
             lost, twice = doubled(remote, numbers)
     beyond = [one.took_s - options.lease for one in vanished]
@@ -229,14 +230,14 @@ async def measure(options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "vanished_beyond_lease_target_s": TARGETS["vanished_beyond_lease_s"],
         "false_takeovers": false_takeovers,
     }
-    rounds = {"killed_s": [one.took_s for one in killed], "vanished_s": [one.took_s for one in vanished]}
+    took = {"killed_s": [one.took_s for one in killed], "vanished_s": [one.took_s for one in vanished]}
     asked = {name: getattr(options, name) for name in ("rounds", "vanished", "lease", "saturated")}
-    return figures, asked | rounds
+    return figures, asked | took
 
 
 def main() -> int:
     """Measure and publish."""
-    options = parser("recovery", rounds=20, vanished=5, lease=30, saturated=60).parse_args()
+    options = parser("recovery", warm_up=1, rounds=20, vanished=5, lease=30, saturated=60).parse_args()
     figures, details = asyncio.run(measure(options))
     publish("recovery", figures, as_json=options.json, details=details)
     return 0

@@ -11,8 +11,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,21 +131,30 @@ def guarded_home(
 
 @asynccontextmanager
 async def bare_workers(address: str, seats: int) -> AsyncIterator[None]:
-    """Run the two bare processes until the block ends."""
+    """Run the two bare processes until the block ends; it begins when both take work.
+
+    Raises:
+        RuntimeError: one of them did not start; why is on stderr.
+
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-P", "-m", "tests.bench.bare"]
     processes = [
         await asyncio.create_subprocess_exec(
-            *command, role, address, str(seats), env=environment, stdin=asyncio.subprocess.PIPE
+            *command, role, address, str(seats), env=environment, stdin=PIPE, stdout=PIPE
         )
         for role in ("control", "factory")
     ]
     try:
-        await asyncio.sleep(3)  # both import and poll; what is measured begins after a first job in any case
+        for process in processes:
+            assert process.stdout is not None
+            if await process.stdout.readline() != b"ready\n":
+                raise RuntimeError("a bare worker did not start")
         yield
     finally:
         for process in processes:
-            process.terminate()
+            with suppress(ProcessLookupError):
+                process.terminate()
             await process.wait()
 
 

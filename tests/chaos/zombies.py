@@ -62,6 +62,7 @@ class Zombie:
     token: str
     base: str
     candidate: str
+    activity_id: str
     activity: AsyncActivityHandle
 
 
@@ -91,7 +92,7 @@ async def attack(campaign: Campaign, writes: int) -> Outcome:
     mirror = campaign.referee.ledger.parent / "mirror-of-zombies"
     await git.init_mirror(mirror)
     await git.fetch(mirror, str(remote), *sorted(refs(remote, "refs/")))
-    before = await _at_rest(campaign, zombies)
+    before, *_ = await asyncio.gather(_at_rest(campaign, zombies), *(_given_up(client, zombie) for zombie in zombies))
     written: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     kinds: dict[str, list[Write]] = {}
@@ -150,6 +151,7 @@ async def _raise(campaign: Campaign, client: Client, remote: Path, number: int) 
     assert state is not None
     next(part for part in state.parts if part.name == factory).process.signal(signal.SIGKILL)
     await _until(campaign, job_id, lambda job: (job["waiting"] or {}).get("kind") == "human")
+    activity_id, activity = await _activity(client, job_id)
     return Zombie(
         job_id=job_id,
         remote=remote,
@@ -157,7 +159,8 @@ async def _raise(campaign: Campaign, client: Client, remote: Path, number: int) 
         token=(folder / "token").read_text().strip(),
         base=refs(remote, "refs/heads/main")["refs/heads/main"],
         candidate=saved[wip_ref(job_id, STALE)],
-        activity=await _activity(client, job_id),
+        activity_id=activity_id,
+        activity=activity,
     )
 
 
@@ -177,20 +180,27 @@ def _agent(campaign: Campaign, factory: str) -> dict[str, Any]:
     return record
 
 
-async def _activity(client: Client, job_id: str) -> AsyncActivityHandle:
-    """Return a handle on the engine activity of the first epoch, once Temporal has given it up too.
-
-    Until its heartbeat is overdue Temporal takes its result, which the workflow does not look at any more.
-    """
+async def _activity(client: Client, job_id: str) -> tuple[str, AsyncActivityHandle]:
+    """Return the engine activity of the first epoch: its id, and a handle on it."""
     workflow = client.get_workflow_handle(workflow_id("default", job_id))
     history = await workflow.fetch_history()
     scheduled = (event.activity_task_scheduled_event_attributes for event in history.events)
     first = next(one.activity_id for one in scheduled if one.activity_type.name == "run_engine")
-    async with asyncio.timeout(WAIT_S):
-        while first in [one.activity_id for one in (await workflow.describe()).raw_description.pending_activities]:
-            await asyncio.sleep(0.1)
     run_id = (await workflow.describe()).run_id
-    return client.get_async_activity_handle(workflow_id=workflow.id, run_id=run_id, activity_id=first)
+    return first, client.get_async_activity_handle(workflow_id=workflow.id, run_id=run_id, activity_id=first)
+
+
+async def _given_up(client: Client, zombie: Zombie) -> None:
+    """Wait until Temporal has given up the activity of the first epoch too.
+
+    Until its heartbeat is overdue Temporal takes its result, which the workflow does not look at any more.
+    """
+    workflow = client.get_workflow_handle(workflow_id("default", zombie.job_id))
+    async with asyncio.timeout(WAIT_S):
+        while zombie.activity_id in [
+            one.activity_id for one in (await workflow.describe()).raw_description.pending_activities
+        ]:
+            await asyncio.sleep(0.1)
 
 
 async def _until(campaign: Campaign, job_id: str, there: Callable[[dict[str, Any]], object]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from tests.engines.running import NoWayOut
 
 pytestmark = [pytest.mark.stack, pytest.mark.cli_real]
 PATIENCE_S = 240.0
+REST_S = 15
+"""How long the first of four limits lasts: until the last of them has been met and the job was looked at."""
 
 
 @dataclass
@@ -152,8 +154,13 @@ def test_job_goes_on_with_the_same_engine_where_another_account_is(shop: Shop, r
 @pytest.mark.req("L5", "R5")
 def test_job_rests_until_the_first_reset_when_all_are_limited(shop: Shop, remote: Remote) -> None:
     """It is shown as waiting, with the time; then it goes on by itself and finishes."""
-    soon, late = int(time.time()) + 60, time.time() + 7200
-    shop.claude.begin([claude_limit(soon), claude_limit(soon)])
+    late, told = time.time() + 7200, []
+
+    def first_reset() -> Failure:
+        told.append(int(time.time()) + REST_S)
+        return claude_limit(told[-1])
+
+    shop.claude.begin([claude_limit(late), first_reset])
     shop.codex.begin([codex_limit(late), codex_limit(late)])
     job_id = shop.submit(remote, "engine-class: agentic-coder")
 
@@ -162,6 +169,7 @@ def test_job_rests_until_the_first_reset_when_all_are_limited(shop: Shop, remote
         return document if any(c["reason"] == "cooldown" for c in document["conditions"]) else None
 
     document = wait_for("a rest", resting, PATIENCE_S)
+    (soon,) = told
     assert len(document["attempts"]) == 4
     assert document["waiting"]["kind"] == "time"
     assert datetime.fromisoformat(document["waiting"]["until"]) == datetime.fromtimestamp(soon, UTC)

@@ -74,11 +74,12 @@ def saturated() -> Iterator[None]:
 
 @pytest.mark.req("F4")
 def test_nothing_is_taken_over_from_a_machine_that_is_only_busy(tmp_path: Path, remote: Remote) -> None:
-    """Every core is taken for several leases: three attempts at once keep their leases, and nobody is blamed."""
-    lease_s = 6.0
+    """Every core is taken for two leases: three attempts at once keep their leases, and nobody is blamed."""
+    lease_s, pause_s = 6.0, 0.5
     with running_stack(tmp_path / "home", factories=1, lease_ttl_s=lease_s, beat_s=lease_s / 6) as stack:
         ledgers = [tmp_path / f"ledger-{number}" for number in range(3)]
-        jobs = [stack.submit(slow_job(remote, ledger, steps=32, pause_s=0.5)) for ledger in ledgers]
+        steps = round(2 * lease_s / pause_s) + 1
+        jobs = [stack.submit(slow_job(remote, ledger, steps=steps, pause_s=pause_s)) for ledger in ledgers]
         for job_id, ledger in zip(jobs, ledgers, strict=True):
             building(stack, job_id, ledger, step=1)
         with saturated():

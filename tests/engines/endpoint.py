@@ -98,7 +98,9 @@ def _flat(content: Any) -> str:
     return content if isinstance(content, str) else json.dumps(content)
 
 
-Script = Sequence[Answer | Failure]
+Line = Answer | Failure | Callable[[], Answer | Failure]
+"""What a model call is answered; one that depends on the moment is made when it is asked for."""
+Script = Sequence[Line]
 
 
 class ScriptedEndpoint:
@@ -115,7 +117,7 @@ class ScriptedEndpoint:
         self.client_left = threading.Event()
         """Set when a client went away in the middle of an endless or hanging answer."""
         self.closing = threading.Event()
-        self._script: list[Answer | Failure] = list(script)
+        self._script: list[Line] = list(script)
         self._repeat_last = repeat_last
         self._lock = threading.Lock()
         self._server = _Server(self)
@@ -154,9 +156,9 @@ class ScriptedEndpoint:
             if not self._script:
                 self.overrun += 1
                 return Failure(500, "api_error", "the test's script has no further answer")
-            if self._repeat_last and len(self._script) == 1:
-                return self._script[0]
-            return self._script.pop(0)
+            last = self._repeat_last and len(self._script) == 1
+            line = self._script[0] if last else self._script.pop(0)
+            return line() if callable(line) else line
 
 
 class _Server(ThreadingHTTPServer):

@@ -236,7 +236,7 @@ async def spread(*ports: int) -> AsyncIterator[int]:
 async def test_token_revoked_in_the_ledger_is_out_within_a_second(
     home: Path, temporal_server: TemporalServer, ledger: Ledger
 ) -> None:
-    """The poll that is open then, and all that follows; the factory next door does not notice."""
+    """The poll that is open then brings nothing, all that follows is refused; the factory next door does not notice."""
     token, other = ensure_factory_token(home, "f-out"), ensure_factory_token(home, "f-stays")
     async with (
         gateway_process(home, temporal_server) as gateway,
@@ -253,9 +253,10 @@ async def test_token_revoked_in_the_ledger_is_out_within_a_second(
         (row,) = (row for row in await ledger.tokens(now) if row.factory == "f-out")
         revoked_at = time.monotonic()
         await ledger.revoke_token(row.id, "stolen", "test", now)
-        assert (await polls[0])[0] == STRANGER
+        assert await polls[0] == (OK, b"")
         assert time.monotonic() - revoked_at < 1.0
         assert (await out.send("GetSystemInfo"))[0] == STRANGER
+        assert (await out.send("PollActivityTaskQueue", poll_of("f-out")))[0] == STRANGER
         assert (await stays.send("GetSystemInfo"))[0] == OK
         assert not polls[1].done()
         polls[1].cancel()
