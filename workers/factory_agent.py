@@ -365,10 +365,11 @@ class Agent:
 
     async def _beat_once(self, machine: MachineReport) -> None:
         """Tell the API that we live, and heed what it answers."""
-        untold = self._absences = self._absences[-ABSENCES_TOLD:]
+        del self._absences[:-ABSENCES_TOLD]
+        telling = len(self._absences)  # more may come while the API is told of these
         body = {
             "instance": self.instance,
-            "absences": [absence.model_dump() for absence in untold],
+            "absences": [absence.model_dump() for absence in self._absences],
             "load": load_per_core(),
             "free_disk_gb": free_disk_gb(self.paths.root),
             "free_memory_gb": free_memory_gb(),
@@ -377,7 +378,7 @@ class Agent:
         }
         try:
             orders = await self.api.beat(self.name, body)
-            self._absences = [absence for absence in self._absences if absence not in untold]
+            del self._absences[:telling]
             self.orders.hear(orders.switch, hand_over=orders.hand_over)
         except NotFound:
             await self._register(machine)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from queue import Empty
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from temporalio import workflow
@@ -24,16 +25,19 @@ from temporalio.common import RetryPolicy
 from temporalio.worker import Worker
 
 from activities.fence import wip_ref
+from core.absence import Absence
 from core.attempt import BuildRequest, BuildResult, Grant
 from core.factory_names import memorable_name
 from core.job import FailureKind, JobSpec, Repository
+from core.settings import Settings
+from core.switch import SwitchState
 from store.settings_source import ROOT
 from store.token_files import factory_token_file, write_token
 from tests.conftest import TemporalServer
 from tests.repositories import Checkout
 from tests.workers.api_stub import ApiStub
 from tests.workers.clock_shim import ShiftedClocks, on_linux
-from workers.factory_agent import EXIT_IN_USE, EXIT_REFUSED, beat_pause_s, lock_identity
+from workers.factory_agent import EXIT_IN_USE, EXIT_REFUSED, Agent, beat_pause_s, lock_identity
 from workers.process_table import birth_of, living_descendants
 from workers.supervisor import HOLD_S, SCAN_S
 
@@ -321,13 +325,33 @@ async def test_agent_and_supervisor_killed_next_agent_certifies(
         assert remote.git("show", f"{letter['checkpoint_sha']}:new.txt") == "half"
 
 
+async def test_absence_that_comes_while_another_is_told_is_told_next(tmp_path: Path) -> None:
+    """Each is told once, also one that is seen while the answer to a beat is on its way."""
+    agent = Agent("f-1", Settings(home=tmp_path, api_url="http://127.0.0.1:9"), {})
+    first, second = Absence(kind="stopped", by_s=4.0), Absence(kind="suspended", by_s=3600.0)
+    agent._absences.append(first)
+    told: list[list[dict[str, Any]]] = []
+
+    async def beat(_name: str, body: dict[str, Any]) -> SimpleNamespace:
+        told.append(body["absences"])
+        if len(told) == 1:
+            agent._absences.append(second)
+        return SimpleNamespace(switch=SwitchState(), hand_over=False)
+
+    agent.api = cast("Any", SimpleNamespace(beat=beat))
+    for _ in range(3):
+        await agent._beat_once(cast("Any", None))
+    assert told == [[first.model_dump()], [second.model_dump()], []]
+
+
 async def noticed(agent: RunningAgent, kind: str) -> float:
     """Wait until the agent has told of such an absence; return by how much."""
-    while True:
-        beat = await agent.told("/heartbeat")
-        for absence in beat["absences"]:
-            if absence["kind"] == kind:
-                return float(absence["by_s"])
+    async with asyncio.timeout(60):
+        while True:
+            beat = await agent.told("/heartbeat")
+            for absence in beat["absences"]:
+                if absence["kind"] == kind:
+                    return float(absence["by_s"])
 
 
 @on_linux
