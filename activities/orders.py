@@ -23,6 +23,11 @@ class Orders:
     _switch: SwitchState = field(default_factory=SwitchState)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def switch_epoch(self) -> int:
+        """How far the kill switch has come, as the fleet told last."""
+        return self._switch.epoch
+
     def hear(self, switch: SwitchState, *, hand_over: bool) -> None:
         """Take in what the fleet says; an older word about the switch than the last one is passed over."""
         if hand_over:

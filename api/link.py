@@ -77,7 +77,8 @@ class Link:
         self._still_known = still_known
         self.running: frozenset[tuple[str, int]] = frozenset()
         self._told: set[tuple[str, int]] = set()
-        self._switch_epoch: int | None = None
+        self._switch_epoch = 0
+        """How far the kill switch has come, as far as the agent knows or was asked to find out."""
         self._pace = Pace(MESSAGES_PER_S, BURST)
         self._complaints = 0
         self._free = asyncio.Semaphore(CALLS_AT_ONCE)
@@ -98,6 +99,7 @@ class Link:
         if not isinstance(first, Hello):
             raise InvalidInput(f"the first message has to be a hello, it was a {first.kind}")
         self.running = frozenset((one.job_id, one.epoch) for one in first.running)
+        self._switch_epoch = first.switch_epoch
         return first
 
     async def serve(self) -> None:
@@ -159,9 +161,9 @@ class Link:
             orders = (StopOrder(job_id=job, epoch=epoch, reason=news.stops[job, epoch]) for job, epoch in fresh)
             await self._send(Stop(attempts=tuple(orders)))
             self._told.update(fresh)
-        if self._switch_epoch not in (None, news.switch_epoch):
+        if self._switch_epoch != news.switch_epoch:
             await self.look()
-        self._switch_epoch = news.switch_epoch
+            self._switch_epoch = news.switch_epoch
 
     async def look(self) -> None:
         """Ask the agent for a beat at once."""

@@ -30,11 +30,13 @@ class AttemptRef(Message):
 
 
 class Hello(Message):
-    """First message of an agent: who it is, and what it has running since before the link was there."""
+    """First message of an agent: who it is, what it has running since before the link was there, what it knows."""
 
     kind: Literal["hello"] = "hello"
     instance: str = Field(min_length=1, max_length=100)
     running: tuple[AttemptRef, ...] = Field(default=(), max_length=MAX_RUNNING)
+    switch_epoch: int = Field(default=0, ge=0)
+    """How far the kill switch had come in the answer to its last beat (`SwitchState.epoch`); 0: never used."""
 
 
 class Running(Message):

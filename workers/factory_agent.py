@@ -135,6 +135,7 @@ class Agent:
             self.instance,
             credentials=self.api.fresh_credentials,
             running=self.attempts.all,
+            switch_epoch=lambda: self.orders.switch_epoch,
             stop=self.attempts.stop,
             look=self._news.set,
         )

@@ -48,15 +48,29 @@ class FactoryLink:
         *,
         credentials: Callable[[], Mapping[str, str]],
         running: Callable[[], tuple[tuple[str, int], ...]],
+        switch_epoch: Callable[[], int],
         stop: Callable[[str, int, str], None],
         look: Callable[[], None],
     ) -> None:
-        """`running` are the attempts (job, epoch) that run now, `stop` ends one, `look` wants a beat made at once."""
+        """Serve the agent that these are of.
+
+        Args:
+            url: Of the API.
+            factory: Its name; `instance` tells its agent from any other.
+            instance: See `factory`.
+            credentials: Give the headers of a request.
+            running: Gives the attempts (job, epoch) that run now.
+            switch_epoch: Gives how far the agent knows the kill switch to have come.
+            stop: Ends an attempt.
+            look: Wants a beat made at once.
+
+        """
         self._uri = f"{url.replace('http', 'ws', 1)}/fleet/factories/{factory}/link"
         self._proxy: Literal[True] | None = None if url.startswith(LOOPBACK) else True
         self._instance = instance
         self._credentials = credentials
         self._running = running
+        self._switch_epoch = switch_epoch
         self._stop = stop
         self._look = look
         self._socket: ClientConnection | None = None
@@ -94,7 +108,8 @@ class FactoryLink:
 
     async def _serve(self, socket: ClientConnection) -> None:
         """Use an open connection until it closes."""
-        await _send(socket, Hello(instance=self._instance, running=self._refs()))
+        known = self._switch_epoch()
+        await _send(socket, Hello(instance=self._instance, running=self._refs(), switch_epoch=known))
         telling = asyncio.create_task(self._tell_running(socket))
         self._socket = socket
         try:

@@ -49,10 +49,13 @@ def open_link(api: ApiProcess, secret: str, factory: str = FACTORY) -> Iterator[
 
 
 @contextmanager
-def linked(api: ApiProcess, *running: dict[str, Any], secret: str = "") -> Iterator[ClientConnection]:
-    """Open a link as the factory's agent does."""
+def linked(
+    api: ApiProcess, *running: dict[str, Any], secret: str = "", switch_epoch: int | None = None
+) -> Iterator[ClientConnection]:
+    """Open a link as the factory's agent does; it has heard of the kill switch up to `switch_epoch`, or all."""
+    known = api.get("/fleet/halts")["epoch"] if switch_epoch is None else switch_epoch
     with open_link(api, secret or api.token(api.of_factory(FACTORY))) as socket:
-        say(socket, kind="hello", instance=INSTANCE, running=list(running))
+        say(socket, kind="hello", instance=INSTANCE, running=list(running), switch_epoch=known)
         yield socket
 
 
@@ -194,6 +197,20 @@ def test_agent_that_comes_back_hears_which_of_its_attempts_are_gone(two: tuple[A
 
 
 # --- who may ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("H1", "F9")
+def test_agent_that_has_not_heard_of_the_kill_switch_is_asked_for_a_beat(two: tuple[ApiProcess, ApiProcess]) -> None:
+    """Also when the switch was pulled before the link was there, after the agent's last beat; only once for each."""
+    first, second = two
+    before = first.get("/fleet/halts")["epoch"]
+    halt = {"scope": "factory", "name": "nobody-1"}
+    assert first.call("POST", "/fleet/halts", json=halt | {"stop_running": True, "reason": "t"}).is_success
+    with linked(second, switch_epoch=before) as behind, linked(second) as informed:
+        assert heard(behind) == {"kind": "look"}
+        assert first.call("POST", "/fleet/halts/release", json=halt).is_success
+        assert [heard(behind), heard(informed)] == [{"kind": "look"}] * 2
+        assert asked(informed, name="beat", body={"instance": INSTANCE})["status"] == 200
 
 
 @pytest.mark.req("S2", "F3")

@@ -52,6 +52,7 @@ class SimulatedFactory:
             self.instance,
             credentials=lambda: self._credentials,
             running=lambda: tuple(self.running),
+            switch_epoch=lambda: 0,
             stop=lambda job_id, epoch, reason: self.refused.append(f"{job_id} epoch {epoch} was {reason}"),
             look=lambda: None,
         )

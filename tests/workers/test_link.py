@@ -82,6 +82,7 @@ async def link_to(api: Api, agent: Agent) -> AsyncIterator[FactoryLink]:
         "agent-1",
         credentials=agent.credentials,
         running=lambda: agent.running,
+        switch_epoch=lambda: 7,
         stop=lambda job_id, epoch, reason: agent.stopped.put_nowait((job_id, epoch, reason)),
         look=lambda: agent.looks.put_nowait(None),
     )
@@ -109,7 +110,12 @@ async def test_agent_says_who_it_is_what_it_runs_and_when_that_changes(api: Api)
     agent = Agent(running=(("j-1", 2),))
     async with link_to(api, agent) as link:
         attempt = {"job_id": "j-1", "epoch": 2}
-        assert await api.heard() == {"kind": "hello", "instance": "agent-1", "running": [attempt]}
+        assert await api.heard() == {
+            "kind": "hello",
+            "instance": "agent-1",
+            "running": [attempt],
+            "switch_epoch": 7,
+        }
         agent.running = (("j-1", 2), ("j-2", 1))
         link.running_changed()
         assert await api.heard() == {"kind": "running", "attempts": [attempt, {"job_id": "j-2", "epoch": 1}]}
