@@ -170,16 +170,23 @@ async def run_git(
 
     """
     argv = [str(argument) for argument in arguments]
-    process = await asyncio.create_subprocess_exec(
-        "git",
-        *argv,
-        cwd=at,
-        env=git_env(user=user) | dict(env or {}),
-        stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,  # no terminal to ask on, and one group to kill
+    starting = asyncio.create_task(
+        asyncio.create_subprocess_exec(
+            "git",
+            *argv,
+            cwd=at,
+            env=git_env(user=user) | dict(env or {}),
+            stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # no terminal to ask on, and one group to kill
+        )
     )
+    try:
+        process = await asyncio.shield(starting)
+    except asyncio.CancelledError:  # asyncio itself would kill git alone, and leave what git has started by now
+        await _end(await starting)
+        raise
     output = await _finish(process, argv, stdin, timeout_s)
     if output.code not in accept:
         raise git_failure(argv, output)

@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -80,14 +81,45 @@ async def test_cancelled_push_leaves_no_lock_on_a_remote_of_this_machine(tmp_pat
 async def test_cancelled_command_is_killed(tmp_path: Path) -> None:
     """A cancelled step leaves no git behind."""
     task = asyncio.create_task(git.run_git("-c", "alias.wait=!echo $$ > pid; sleep 600", "wait", at=tmp_path))
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
-        await asyncio.sleep(0.01)
+    await written(tmp_path / "pid")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    pid = int((tmp_path / "pid").read_text())
-    while Path(f"/proc/{pid}").exists():
-        await asyncio.sleep(0.01)
+    await gone(int((tmp_path / "pid").read_text()))
+
+
+async def test_command_that_is_cancelled_while_it_is_being_started_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine git may have started others before asyncio has connected its pipes."""
+    start = asyncio.create_subprocess_exec
+
+    async def start_slowly(*command: Any, **options: Any) -> asyncio.subprocess.Process:
+        process = await start(*command, **options)
+        await written(tmp_path / "pid")
+        task.cancel()
+        await asyncio.sleep(0.1)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_slowly)
+    task = asyncio.create_task(git.run_git("-c", "alias.wait=!echo $$ > pid; sleep 600", "wait", at=tmp_path))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await gone(int((tmp_path / "pid").read_text()))
+
+
+async def written(path: Path) -> None:
+    """Wait until the file has something in it."""
+    async with asyncio.timeout(60):
+        while not path.exists() or not path.read_text():
+            await asyncio.sleep(0.01)
+
+
+async def gone(pid: int) -> None:
+    """Wait until there is no such process any more."""
+    async with asyncio.timeout(60):
+        while Path(f"/proc/{pid}").exists():
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(
