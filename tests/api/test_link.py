@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket as sockets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from api.link import MAX_COMPLAINTS, Pace
+from api.link import MAX_COMPLAINTS, Link, Pace
+from core.errors import Unauthenticated
+from core.link import Call
 from tests.api.test_revocation import made, second_process
 from tests.api_process import PATIENCE_S, ApiProcess, running_api
 
@@ -50,12 +54,17 @@ def open_link(api: ApiProcess, secret: str, factory: str = FACTORY) -> Iterator[
 
 @contextmanager
 def linked(
-    api: ApiProcess, *running: dict[str, Any], secret: str = "", switch_epoch: int | None = None
+    api: ApiProcess,
+    *running: dict[str, Any],
+    secret: str = "",
+    switch_epoch: int | None = None,
+    agent: tuple[str, str] = (FACTORY, INSTANCE),
 ) -> Iterator[ClientConnection]:
-    """Open a link as the factory's agent does; it has heard of the kill switch up to `switch_epoch`, or all."""
+    """Open a link as a factory's agent does; it has heard of the kill switch up to `switch_epoch`, or all."""
     known = api.get("/fleet/halts")["epoch"] if switch_epoch is None else switch_epoch
-    with open_link(api, secret or api.token(api.of_factory(FACTORY))) as socket:
-        say(socket, kind="hello", instance=INSTANCE, running=list(running), switch_epoch=known)
+    factory, instance = agent
+    with open_link(api, secret or api.token(api.of_factory(factory)), factory) as socket:
+        say(socket, kind="hello", instance=instance, running=list(running), switch_epoch=known)
         yield socket
 
 
@@ -114,6 +123,28 @@ def lose(api: ApiProcess, attempt: dict[str, Any]) -> None:
     path = f"/fleet/attempts/{attempt['job_id']}/{attempt['epoch']}/death"
     answer = api.call("POST", path, token=api.of_factory(FACTORY), json=certificate)
     assert answer.is_success, answer.text
+
+
+class OneCall:
+    """The WebSocket of an agent that makes one call and leaves when it has its answer."""
+
+    def __init__(self) -> None:
+        self._texts = [Call(id=1, name="beat").model_dump_json()]
+        self._answered = asyncio.Event()
+        self.answer: dict[str, Any] = {}
+
+    async def receive_text(self) -> str:
+        """Return the call; then wait for the answer and leave."""
+        if self._texts:
+            return self._texts.pop()
+        async with asyncio.timeout(PATIENCE_S):
+            await self._answered.wait()
+        raise WebSocketDisconnect
+
+    async def send_text(self, text: str) -> None:
+        """Take the answer."""
+        self.answer = json.loads(text)
+        self._answered.set()
 
 
 LINES = {"logs": [{"stream": "stdout", "first_seq": 1, "lines": [{"at": "2026-01-01T00:00:00Z", "text": "hello"}]}]}
@@ -232,8 +263,7 @@ def test_attempt_of_another_factory_cannot_be_reported(two: tuple[ApiProcess, Ap
     report = {"name": "win-8", "instance": "w", "host": "win", "pid": 1, "seats": 0, "stations": []}
     token = first.of_factory("win-8")
     assert first.call("POST", "/fleet/factories", token=token, json=report).is_success
-    with open_link(first, first.token(token), "win-8") as socket:
-        say(socket, kind="hello", instance="w")
+    with linked(first, agent=("win-8", "w")) as socket:
         answer = asked(socket, name="report", body=LINES, **attempt)
     assert (answer["status"], answer["body"]["code"]) == (403, "forbidden")
 
@@ -258,6 +288,25 @@ def test_link_of_a_revoked_token_is_closed(two: tuple[ApiProcess, ApiProcess]) -
         assert asked(socket, name="beat", body={"instance": INSTANCE})["status"] == 200
         first.call("POST", f"/fleet/tokens/{token['token']['id']}/revoke", json={})
         assert closed(socket)[0] == 1008
+
+
+@pytest.mark.req("S2", "F3")
+async def test_call_that_comes_before_the_look_that_closes_its_link_is_refused() -> None:
+    """The looks of a busy process are late; its link must not do meanwhile what a request is refused."""
+    done: list[str] = []
+
+    async def handle(call: Call) -> dict[str, Any]:
+        done.append(call.name)
+        return {}
+
+    async def revoked() -> None:
+        raise Unauthenticated("this token was revoked")
+
+    socket = OneCall()
+    with pytest.raises(WebSocketDisconnect):
+        await Link(cast("WebSocket", socket), FACTORY, handle, revoked).serve()
+    assert done == []
+    assert (socket.answer["id"], socket.answer["status"]) == (1, 401)
 
 
 # --- nonsense ---------------------------------------------------------------------------------------------------------
