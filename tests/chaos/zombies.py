@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import signal
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -196,11 +197,14 @@ async def _given_up(client: Client, zombie: Zombie) -> None:
     Until its heartbeat is overdue Temporal takes its result, which the workflow does not look at any more.
     """
     workflow = client.get_workflow_handle(workflow_id("default", zombie.job_id))
-    async with asyncio.timeout(WAIT_S):
-        while zombie.activity_id in [
-            one.activity_id for one in (await workflow.describe()).raw_description.pending_activities
-        ]:
-            await asyncio.sleep(0.1)
+    limit = time.monotonic() + WAIT_S
+    while True:
+        pending = (await workflow.describe()).raw_description.pending_activities
+        left = [one for one in pending if one.activity_id == zombie.activity_id]
+        if not left:
+            return
+        assert time.monotonic() < limit, f"{datetime.now(UTC)}: {zombie.job_id} on {zombie.factory} still has {left}"
+        await asyncio.sleep(0.1)
 
 
 async def _until(campaign: Campaign, job_id: str, there: Callable[[dict[str, Any]], object]) -> dict[str, Any]:

@@ -282,8 +282,9 @@ async def test_rotated_token_is_used_without_a_restart(
         gateway_process(home, temporal_server) as gateway,
         running_agent(home, NOWHERE, name="f-rotates", gateway_url=gateway.url) as agent,
     ):
-        handle = await start(workflows, agent, remote, "sleep 6; echo work > new.txt", ttl_s=15.0)
-        await agent.ready()
+        script = f"echo $$ > {home / 'pid'}; sleep 6; echo work > new.txt"
+        handle = await start(workflows, agent, remote, script, ttl_s=15.0)
+        await written(home / "pid")  # an agent that only just starts would come back with the new token
         now = datetime.now(UTC)
         (row,) = (row for row in await ledger.tokens(now) if row.factory == "f-rotates")
         (home / "factories/f-rotates/token").unlink()
