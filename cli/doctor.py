@@ -172,8 +172,13 @@ def check_temporal(patient: Patient) -> Iterator[Finding]:
             yield Finding("temporal", "fail", error.message, error.hint)
         return
     source = asyncio.run(find_binary(os.environ))
-    if source is not None:
+    if source is not None and source.sound:
         yield Finding("temporal", "ok", f"{source.binary} ({source.origin})")
+        return
+    if source is not None:
+        problem = "a killed worker may leave its SQLite driver unusable; the stack then starts it anew within a minute"
+        mend = "install Temporal's CLI 1.9 or newer, or run `gf test` once: it builds one with Go"
+        yield Finding("temporal", "warn", f"{source.binary} ({source.origin}): {problem}", mend)
         return
     mend = "`gf up` downloads it (50 MB) or builds it with Go (3 minutes); or install the Temporal CLI yourself"
     yield Finding("temporal", "warn", "no server on PATH, in the cache or in Go's bin directories", mend)

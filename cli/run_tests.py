@@ -187,7 +187,7 @@ def prepare_temporal() -> None:
     from workers.temporal_server import locate_server  # noqa: PLC0415
 
     try:
-        source = asyncio.run(locate_server("", environ=os.environ, tell=_tell))
+        source = asyncio.run(locate_server("", environ=os.environ, tell=_tell, sound=True))
         _tell(f"── Temporal server: {source.origin}")
         full = asyncio.run(obtain_full_server(environ=os.environ, tell=_tell))
         _tell(f"── full Temporal server: {full.bin_dir}")

@@ -154,7 +154,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def temporal_binary() -> Path:
     """Return a Temporal CLI with a development server; the first run on a machine may build it (3 minutes)."""
-    source = asyncio.run(locate_server("", environ=ENVIRON, tell=lambda _line: None))
+    source = asyncio.run(locate_server("", environ=ENVIRON, tell=lambda _line: None, sound=True))
     assert source.binary is not None
     return source.binary
 

@@ -34,8 +34,8 @@ SHUTDOWN_MARGIN_S: Final = 8.0
 """For a factory, beyond the graces of its engines: the last checkpoint, its push, the farewell to the API."""
 
 TEMPORAL_STUCK_AFTER: Final = 10
-"""Half a minute. On a machine with far too much to do the embedded server was seen to answer every call with SQLite's
-`interrupted (9)` from one moment on, for ever. Nothing is lost by a restart, and nothing goes on without one."""
+"""Half a minute. With an old SQLite driver (`temporal_server.SOUND_DRIVER`) a cancelled call may leave the embedded
+server answering every call with `interrupted (9)`. Nothing is lost by a restart, and nothing goes on without one."""
 
 LOCAL_DEFAULT_LISTENERS: Final = {"0.0.0.0": LOOPBACK, "::": "::1"}  # noqa: S104 - names them, binds nothing
 """Where a client on this machine reaches a server that listens everywhere."""

@@ -179,6 +179,8 @@ def _temporal_binary(settings: Settings, progress: Progress) -> Path:
 
     source = asyncio.run(locate_server("", environ=os.environ, tell=progress))
     assert source.binary is not None
+    if not source.sound:
+        progress(f"{source.binary} may have to be started anew when a worker is killed; see `gf doctor`")
     found = {"binary": str(source.binary), "on_path": on_path, "fingerprint": _fingerprint(source.binary)}
     write_atomically(note, json.dumps(found) + "\n")
     return source.binary

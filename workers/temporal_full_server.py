@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from workers.temporal_server import Tell, TemporalMissing, cache_dir, exclusive, go_install
+from workers.temporal_server import Tell, TemporalMissing, cache_dir, exclusive, go
 
 VERSION: Final = "1.29.1"
-"""The server that the embedded one of GO_PACKAGE contains too, so that Go compiles most of both only once."""
+"""The server that the embedded one contains too (GO_MODULE), so that Go compiles most of both only once."""
 
 GO_PACKAGES: Final[Mapping[str, str]] = {
     "temporal-server": f"go.temporal.io/server/cmd/server@v{VERSION}",
@@ -74,7 +74,8 @@ async def _build(target: Path, environ: Mapping[str, str], tell: Tell) -> str:
     """Build both programs and put them in place together; return what went wrong, or an empty string."""
     draft = target.with_name(f"build-{os.getpid()}")
     try:
-        failure = await go_install(list(GO_PACKAGES.values()), draft, environ, tell)
+        draft.mkdir()
+        failure = await go(("install", *GO_PACKAGES.values()), draft, {**environ, "GOBIN": str(draft)}, tell)
         if not failure:
             for name, package in GO_PACKAGES.items():
                 (draft / package.partition("@")[0].rpartition("/")[2]).rename(draft / name)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 import os
 import random
+import re
 import shutil
 import socket
 import sys
@@ -26,11 +28,28 @@ from core.errors import Unavailable
 
 Tell = Callable[[str], None]
 
-GO_PACKAGE = "github.com/temporalio/cli/cmd/temporal@v1.5.1"
-"""The newest Temporal CLI that `go install` can build: later ones carry a local `replace`."""
+GO_PACKAGE = "github.com/temporalio/cli/cmd/temporal"
+GO_MODULE = """\
+module gigafactory/temporal
+
+go 1.25
+
+require (
+	github.com/temporalio/cli v1.5.1
+	modernc.org/sqlite v1.61.1
+)
+"""
+"""What GO_PACKAGE is built from: the newest Temporal CLI that can be built as a dependency (later ones carry a local
+`replace`), with a newer SQLite driver than its own (see SOUND_DRIVER)."""
 
 GO_NEEDED = "1.25"
-"""What GO_PACKAGE's go.mod asks for. A Go >= 1.21 fetches that toolchain itself."""
+"""What GO_MODULE asks for. A Go >= 1.21 fetches that toolchain itself."""
+
+SOUND_DRIVER = (1, 51, 0)
+"""SQLite drivers (modernc.org/sqlite) before it can be left unusable by a cancelled call: from then on the server
+answers everything with `interrupted (9)`. A worker that is killed cancels its calls. 1.34.1, which Temporal's CLI 1.5
+has, did so after 90 s of 150 cancelled calls a second; 1.61.1 took 20,000 of them. CLI 1.9 brings 1.51.0, which has
+what was mended (query results that are closed, interrupts that hit no other query; its changelog, up to v1.42.2)."""
 
 LOOPBACK = "127.0.0.1"
 RETENTION_DAYS = 30
@@ -91,6 +110,8 @@ class ServerSource:
     origin: str
     address: str = ""
     binary: Path | None = None
+    sound: bool = True
+    """False: its SQLite driver can be left unusable by a cancelled call; a steward then starts it anew."""
 
 
 # --- finding --------------------------------------------------------------------------------------
@@ -116,11 +137,26 @@ def candidate_binaries(environ: Mapping[str, str]) -> list[tuple[str, Path]]:
 
 
 async def find_binary(environ: Mapping[str, str]) -> ServerSource | None:
-    """Return the first `temporal` on this machine that can run our server, or None. Fetches nothing."""
+    """Return the first `temporal` on this machine that can run our server, a sound one if any. Fetches nothing."""
+    doubtful = None
     for origin, path in candidate_binaries(environ):
         if await can_serve(path):
-            return ServerSource(origin=origin, binary=path)
-    return None
+            source = ServerSource(origin=origin, binary=path, sound=is_sound(path))
+            if source.sound:
+                return source
+            doubtful = doubtful or source
+    return doubtful
+
+
+def is_sound(binary: Path) -> bool:
+    """Tell whether `binary` has a SQLite driver from SOUND_DRIVER on; True when it does not say which."""
+    version = re.compile(rb"\tmodernc\.org/sqlite\tv(\d+)\.(\d+)\.(\d+)")
+    try:
+        with binary.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            found = version.search(content)  # every Go program carries the list of its modules
+            return found is None or tuple(int(part) for part in found.groups()) >= SOUND_DRIVER
+    except (OSError, ValueError):  # unreadable, or empty
+        return True
 
 
 async def can_serve(binary: Path) -> bool:
@@ -149,11 +185,12 @@ def _go_bin_dirs(environ: Mapping[str, str]) -> Iterator[Path]:
 # --- obtaining ------------------------------------------------------------------------------------
 
 
-async def locate_server(address: str, *, environ: Mapping[str, str], tell: Tell) -> ServerSource:
+async def locate_server(address: str, *, environ: Mapping[str, str], tell: Tell, sound: bool = False) -> ServerSource:
     """Return where Temporal comes from, obtaining the server if it must be.
 
     Order: configured `address`, `temporal` on PATH, our cache, Go's bin directories, download through the SDK, build
-    with Go. `tell` receives one line of progress at a time.
+    with Go. `tell` receives one line of progress at a time. With `sound`, for those who kill workers all the time, a
+    server whose driver is not sound is taken only when no other one can be had.
 
     Raises:
         TemporalUnreachable: `address` is configured and nothing answers there.
@@ -163,11 +200,21 @@ async def locate_server(address: str, *, environ: Mapping[str, str], tell: Tell)
     if address:
         await check_address(address)
         return ServerSource(origin="configured address", address=address)
-    return await find_binary(environ) or await obtain_binary(environ=environ, tell=tell)
+    found = await find_binary(environ)
+    if found is not None and (found.sound or not sound):
+        return found
+    try:
+        return await obtain_binary(environ=environ, tell=tell, sound=sound)
+    except TemporalMissing:
+        if found is None:
+            raise
+        return found
 
 
-async def obtain_binary(*, environ: Mapping[str, str], tell: Tell) -> ServerSource:
+async def obtain_binary(*, environ: Mapping[str, str], tell: Tell, sound: bool = False) -> ServerSource:
     """Download or build the server into the cache. Concurrent callers wait for each other and share the result.
+
+    With `sound` a download whose driver is not sound is replaced by what is built, if that can be.
 
     Raises:
         TemporalMissing: with what each way failed on, and the next step.
@@ -182,16 +229,24 @@ async def obtain_binary(*, environ: Mapping[str, str], tell: Tell) -> ServerSour
             hint="set GIGAFACTORY_CACHE to a directory that you own",
         ) from error
     async with exclusive(target.parent.parent / ".lock", tell):
+        got: ServerSource | None = None
         if target.is_file() and await can_serve(target):
-            return ServerSource(origin="cache", binary=target)
+            got = ServerSource(origin="cache", binary=target, sound=is_sound(target))
         tried: dict[str, str] = {}
         for origin, obtain in (("download", _download), ("build with Go", _build)):
+            if got is not None and (got.sound or not sound):
+                break
+            if got is not None and origin == "download":
+                continue  # it would bring the same one
             failure = await obtain(target, environ, tell)
-            if not failure:
+            if failure:
+                tried[origin] = failure
+                tell(f"{origin} did not work: {failure}")
+            else:
+                got = ServerSource(origin=origin, binary=target, sound=is_sound(target))
                 tell(f"Temporal server ready ({target.stat().st_size // 1_000_000} MB)")
-                return ServerSource(origin=origin, binary=target)
-            tried[origin] = failure
-            tell(f"{origin} did not work: {failure}")
+        if got is not None:
+            return got
     raise TemporalMissing(
         "no Temporal server: none on PATH, in the cache or in Go's bin directories; "
         + "; ".join(f"{origin}: {failure}" for origin, failure in tried.items()),
@@ -249,10 +304,13 @@ def _folder_size(folder: Path) -> int:
 
 async def _build(target: Path, environ: Mapping[str, str], tell: Tell) -> str:
     """Build the server with Go; return what went wrong, or an empty string."""
-    tell("building the Temporal server with Go (once; 3 to 5 minutes, 3 GB in the caches of Go)")
+    tell("building the Temporal server with Go (once; 2 to 5 minutes, 3 GB in the caches of Go)")
     folder = target.parent.parent / f"build-{os.getpid()}"
     try:
-        failure = await go_install([GO_PACKAGE], folder, environ, tell)
+        folder.mkdir()
+        (folder / "go.mod").write_text(GO_MODULE, encoding="utf-8")
+        command = ("build", "-mod=mod", "-o", "temporal", GO_PACKAGE)
+        failure = await go(command, folder, {**environ, "GOWORK": "off"}, tell)
         if failure:
             return failure
         (folder / "temporal").replace(target)
@@ -263,19 +321,18 @@ async def _build(target: Path, environ: Mapping[str, str], tell: Tell) -> str:
     return "" if await can_serve(target) else "the server that was built does not run here"
 
 
-async def go_install(packages: Sequence[str], folder: Path, environ: Mapping[str, str], tell: Tell) -> str:
-    """Build programs of one Go module into `folder`; return what went wrong, or an empty string.
+async def go(arguments: Sequence[str], folder: Path, environ: Mapping[str, str], tell: Tell) -> str:
+    """Run a command of Go in `folder`; return what went wrong, or an empty string.
 
     Raises:
         OSError: Go cannot be started.
 
     """
-    go = shutil.which("go", path=environ.get("PATH", ""))
-    if go is None:
+    program = shutil.which("go", path=environ.get("PATH", ""))
+    if program is None:
         return f"Go is not installed (Go >= 1.21 fetches the {GO_NEEDED} that this needs)"
-    command = [go, "install", *packages]
-    code, output = await _run(command, environ={**environ, "GOBIN": str(folder)}, tell=_every_nth(tell, 25))
-    return f"`{' '.join(command)}` ended with code {code}: {_last_line(output)}" if code else ""
+    code, output = await _run([program, *arguments], cwd=folder, environ=environ, tell=_every_nth(tell, 25))
+    return f"`go {' '.join(arguments)}` ended with code {code}: {_last_line(output)}" if code else ""
 
 
 def _every_nth(tell: Tell, n: int) -> Tell:
@@ -321,6 +378,7 @@ async def exclusive(path: Path, tell: Tell) -> AsyncIterator[None]:
 async def _run(
     command: list[str],
     *,
+    cwd: Path | None = None,
     environ: Mapping[str, str] | None = None,
     timeout_s: float | None = None,
     tell: Tell | None = None,
@@ -333,6 +391,7 @@ async def _run(
     """
     process = await asyncio.create_subprocess_exec(
         *command,
+        cwd=cwd,
         env=environ,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

@@ -113,7 +113,7 @@ class Foundation(NamedTuple):
 def foundation(topology: str) -> Iterator[Foundation]:
     """Obtain Temporal's programs, and run a database server where the topology has one."""
     if topology == "embedded":
-        found = asyncio.run(locate_server("", environ=os.environ, tell=tell))
+        found = asyncio.run(locate_server("", environ=os.environ, tell=tell, sound=True))
         assert found.binary is not None
         yield Foundation(found.binary)
         return

@@ -143,6 +143,22 @@ def test_missing_temporal_is_a_warning(look: Look, tmp_path: Path, monkeypatch: 
     assert look("temporal")[0].status == "warn"
 
 
+@pytest.mark.parametrize(("driver", "status"), [("1.34.1", "warn"), ("1.61.1", "ok")])
+def test_temporal_that_a_killed_worker_can_break_is_a_warning(
+    look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: str, status: str
+) -> None:
+    """It is used all the same."""
+    program = tmp_path / "temporal"
+    said = "--db-filename --sqlite-pragma --search-attribute"
+    program.write_text(f"#!/bin/sh\necho {said}\n# dep\tmodernc.org/sqlite\tv{driver}\n")
+    program.chmod(0o755)
+    for name in ("PATH", "HOME", "GIGAFACTORY_CACHE", "GOBIN", "GOPATH"):
+        monkeypatch.setenv(name, str(tmp_path))
+    (finding,) = look("temporal")
+    assert finding.status == status
+    assert str(program) in finding.seen
+
+
 @pytest.mark.parametrize(("revision", "status"), [(HEAD, "ok"), ("9999", "fail")])
 def test_ledger_of_a_newer_version_is_a_failure(look: Look, home: Path, revision: str, status: str) -> None:
     """A ledger that a newer version migrated is left alone and named."""

@@ -32,6 +32,7 @@ from workers.temporal_server import (
     check_address,
     find_binary,
     free_port,
+    is_sound,
     locate_server,
     obtain_binary,
     server_command,
@@ -39,6 +40,14 @@ from workers.temporal_server import (
 
 WORKING = "#!/bin/sh\necho --db-filename --sqlite-pragma --search-attribute\n"
 BROKEN = "#!/bin/sh\nexit 1\n"
+
+
+def built_with(driver: str) -> str:
+    """Return a working program that says, as every program of Go's does, which SQLite driver it has."""
+    return f"{WORKING}# path\tgithub.com/temporalio/cli\n# dep\tmodernc.org/sqlite\tv{driver}\th1:u3Yi6M0N8t9y\n"
+
+
+OLD, NEW = built_with("1.34.1"), built_with("1.61.1")
 
 
 def put_program(path: Path, text: str) -> Path:
@@ -95,6 +104,29 @@ async def test_find_passes_over_a_program_that_is_no_development_server(tmp_path
     assert await find_binary(bare_environ(tmp_path)) == ServerSource(origin="cache", binary=cached)
 
 
+@pytest.mark.parametrize(
+    ("driver", "sound"), [("1.34.1", False), ("1.50.9", False), ("1.51.0", True), ("1.61.1", True), ("2.0.0", True)]
+)
+async def test_driver_that_a_cancelled_call_can_break_is_recognized(tmp_path: Path, driver: str, sound: bool) -> None:
+    """By the list of modules in the program; one that says nothing has the benefit of the doubt."""
+    program = put_program(tmp_path / "bin" / "temporal", built_with(driver))
+    assert is_sound(program) is sound
+    assert await find_binary(bare_environ(tmp_path)) == ServerSource(origin="PATH", binary=program, sound=sound)
+    assert is_sound(put_program(tmp_path / "other", WORKING))
+    assert is_sound(put_program(tmp_path / "empty", ""))
+
+
+async def test_find_prefers_a_sound_server(tmp_path: Path) -> None:
+    """Before the documented order; without one the first is good enough for everyday work."""
+    first = put_program(tmp_path / "bin" / "temporal", OLD)
+    put_program(tmp_path / "user/.cache/gigafactory/temporal/bin/temporal", OLD)
+    environ = bare_environ(tmp_path)
+    assert await find_binary(environ) == ServerSource(origin="PATH", binary=first, sound=False)
+    assert await locate_server("", environ=environ, tell=quiet) == await find_binary(environ)
+    last = put_program(tmp_path / "user/go/bin/temporal", NEW)
+    assert await find_binary(environ) == ServerSource(origin="Go's bin directory", binary=last)
+
+
 async def test_find_returns_none_on_a_bare_machine(tmp_path: Path) -> None:
     """Finding fetches nothing."""
     assert await find_binary(bare_environ(tmp_path)) is None
@@ -121,13 +153,13 @@ async def test_dead_address_is_refused_with_the_next_step(address: str) -> None:
 # --- obtaining ------------------------------------------------------------------------------------
 
 
-def fake_download(failure: str) -> Callable[[Path, Callable[[str], None]], object]:
+def fake_download(failure: str, program: str = WORKING) -> Callable[[Path, Callable[[str], None]], object]:
     """Return a stand-in for the SDK's download that brings a working server, or fails."""
 
     async def download(folder: Path, tell: Callable[[str], None]) -> str:
         tell("downloading")
         if not failure:
-            put_program(folder / "temporal-sdk-python-1.0", WORKING)
+            put_program(folder / "temporal-sdk-python-1.0", program)
         return failure
 
     return download
@@ -184,23 +216,59 @@ async def test_download_that_cannot_work_is_given_up(
     assert "and more" not in caught.value.message
 
 
-async def test_build_follows_a_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the open internet the server is built with Go, at the pinned version, into the cache."""
-    monkeypatch.setattr(temporal_server, "_download_into", fake_download("no internet"))
-    go = f"""#!/bin/sh
-[ "$*" = "install {temporal_server.GO_PACKAGE}" ] || exit 9
+def put_go(tmp_path: Path) -> Path:
+    """Put a `go` on PATH that builds a sound server, if it is asked for the right thing."""
+    program = f"""#!/bin/sh
+[ "$*" = "build -mod=mod -o temporal {temporal_server.GO_PACKAGE}" ] || exit 9
+/bin/grep -q "modernc.org/sqlite v1" go.mod || exit 8
 echo "go: downloading things" >&2
-/bin/mkdir -p "$GOBIN" && /bin/cat >"$GOBIN/temporal" <<'EOF'
-{WORKING}
+/bin/cat >temporal <<'EOF'
+{NEW}
 EOF
-/bin/chmod +x "$GOBIN/temporal"
+/bin/chmod +x temporal
 """
-    put_program(tmp_path / "bin" / "go", go)
+    return put_program(tmp_path / "bin" / "go", program)
+
+
+async def test_build_follows_a_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the open internet the server is built with Go, at the pinned versions, into the cache."""
+    monkeypatch.setattr(temporal_server, "_download_into", fake_download("no internet"))
+    put_go(tmp_path)
     told: list[str] = []
     source = await obtain_binary(environ=bare_environ(tmp_path), tell=told.append)
     assert source.origin == "build with Go"
     assert "download did not work: no internet" in told
     assert "go: downloading things" in told
+
+
+async def test_sound_server_is_built_where_only_doubtful_ones_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For tests, which kill workers all the time; what was downloaded is replaced, what is elsewhere is left alone."""
+    monkeypatch.setattr(temporal_server, "_download_into", fake_download("", program=OLD))
+    environ = bare_environ(tmp_path)
+    on_path = put_program(tmp_path / "bin" / "temporal", OLD)
+    without_go = await locate_server("", environ=environ, tell=quiet, sound=True)
+    assert without_go.binary == cache_dir(environ) / "temporal" / "bin" / "temporal"
+    assert not without_go.sound
+    put_go(tmp_path)
+    built = await locate_server("", environ=environ, tell=quiet, sound=True)
+    assert built == ServerSource(origin="build with Go", binary=without_go.binary)
+    assert await find_binary(environ) == ServerSource(origin="cache", binary=built.binary)
+    assert on_path.read_text() == OLD
+
+
+async def test_doubtful_server_is_better_than_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be had."""
+    monkeypatch.setattr(temporal_server, "_download_into", fake_download("no internet"))
+    on_path = put_program(tmp_path / "bin" / "temporal", OLD)
+    found = await locate_server("", environ=bare_environ(tmp_path), tell=quiet, sound=True)
+    assert found == ServerSource(origin="PATH", binary=on_path, sound=False)
+
+
+def test_tests_run_on_a_sound_server(temporal_binary: Path) -> None:
+    """They kill workers all the time: on another one some would fail, once in a while, for no fault of ours."""
+    assert is_sound(temporal_binary)
 
 
 async def test_concurrent_callers_obtain_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
