@@ -6,7 +6,7 @@ Asks with Describe, never through visibility, which lags behind and is bounded. 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
 import structlog
@@ -23,10 +23,12 @@ from store.views import UnfinishedJob
 
 log = structlog.get_logger(__name__)
 
-Mended = Literal["restarted", "failed", "regranted"]
+Mended = Literal["restarted", "failed", "regranted", "lost"]
 """What was done about a job: the member of `ReconcileReply` that lists it."""
 
 PAGE: Final = 500
+OVERDUE: Final = timedelta(seconds=15)
+"""Beyond its timeout, an engine's heartbeat is so late that Temporal has lost the timer that should have told."""
 DEAD = {
     WorkflowExecutionStatus.TERMINATED: "was terminated",
     WorkflowExecutionStatus.FAILED: "failed",
@@ -47,7 +49,7 @@ class Reconciler:
     async def reconcile(self) -> ReconcileReply:
         """Run one pass over all unfinished jobs; one that cannot be mended does not keep the others from it."""
         now = datetime.now(UTC)
-        mended: dict[Mended, list[str]] = {"restarted": [], "failed": [], "regranted": []}
+        mended: dict[Mended, list[str]] = {"restarted": [], "failed": [], "regranted": [], "lost": []}
         checked = 0
         async for job in self._unfinished(now):
             done = await self._mend_safely(job, now)
@@ -92,7 +94,34 @@ class Reconciler:
             return "failed" if await self._end(job, Stage.FAILED, message, now) else None
         elif job.stage == Stage.ASSIGNED and await self._ledger.resend_grant(job.id, now):
             return "regranted"
+        elif job.stage == Stage.BUILDING and (heard := await self._overdue_since(job, found)):
+            return "lost" if await self._lose(job, heard, now) else None
         return None
+
+    async def _overdue_since(self, job: UnfinishedJob, found: WorkflowExecutionDescription) -> str:
+        """Return when the job's engine was last heard of, if that should have ended its activity long ago; else "".
+
+        Temporal can lose a timer (its issue 11869): then nobody would ever be told that a machine vanished. All times
+        here are of Temporal's clock, which may differ from ours by more than a lease.
+        """
+        now = activity.info().started_time
+        for pending in found.raw_description.pending_activities:
+            if pending.activity_type.name != "run_engine" or not pending.HasField("last_heartbeat_time"):
+                continue
+            heard = pending.last_heartbeat_time.ToDatetime(tzinfo=UTC)
+            if now <= heard + pending.activity_options.heartbeat_timeout.ToTimedelta() + OVERDUE:
+                continue
+            details = await self._client.data_converter.decode(pending.heartbeat_details.payloads)
+            if details and details[0].get("epoch") == job.epoch:  # an earlier one may wait for its own end
+                return f"{heard:%H:%M:%S} UTC"
+        return ""
+
+    async def _lose(self, job: UnfinishedJob, heard: str, now: datetime) -> bool:
+        """Mark the attempt lost, unless it told the ledger that it lives."""
+        if await self._ledger.adopt(job.id, job.epoch, now) is not None:
+            return False
+        reason = f"nothing was heard of its engine since {heard}, and Temporal did not notice"
+        return await self._ledger.mark_lost(job.id, job.epoch, reason, "", now)
 
     async def _describe(self, job: UnfinishedJob) -> WorkflowExecutionDescription | None:
         """Return the workflow of the job's present life; None when there is none, or only one of an earlier life."""

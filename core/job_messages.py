@@ -199,6 +199,8 @@ class ReconcileReply(Message):
     """Jobs whose workflow was terminated; they are `failed` and may be requeued."""
     regranted: tuple[str, ...] = ()
     """Jobs whose workflow did not know of their grant, and was told again."""
+    lost: tuple[str, ...] = ()
+    """Jobs whose engine was silent for too long, which Temporal had not noticed; another attempt follows."""
     freed_seats: int = 0
 
 

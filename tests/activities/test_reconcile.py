@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from temporalio import workflow
+from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.testing import ActivityEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
@@ -31,6 +34,26 @@ class Ended:
     async def run(self, outcome: Any) -> Any:
         """Return it."""
         return outcome
+
+
+@workflow.defn(name="JobWorkflow")
+class Building:
+    """A workflow in whose engine activity Temporal believes for an hour after a beat."""
+
+    @workflow.run
+    async def run(self, epoch: int) -> Any:
+        """Run the engine."""
+        return await workflow.execute_activity(
+            "run_engine", epoch, start_to_close_timeout=timedelta(days=1), heartbeat_timeout=timedelta(hours=1)
+        )
+
+
+@activity.defn
+async def run_engine(epoch: int) -> None:
+    """Beat once, and never again."""
+    handle = activity.client().get_async_activity_handle(task_token=activity.info().task_token)
+    await handle.heartbeat({"epoch": epoch})
+    activity.raise_complete_async()
 
 
 @pytest.fixture
@@ -87,13 +110,35 @@ class Pass:
             )
         return job_id
 
-    async def run(self) -> Any:
-        """Run one pass and return its reply."""
+    async def building(self, name: str, beating: int) -> str:
+        """Add a job that builds its first epoch; what Temporal last heard of is epoch `beating`."""
+        job_id = f"{self.prefix}-{name}"
+        await self.fleet.building(job_id)
+        await self.fleet.deliver()
+        runner = UnsandboxedWorkflowRunner()
+        async with Worker(
+            self.client, task_queue=job_id, workflows=[Building], activities=[run_engine], workflow_runner=runner
+        ):
+            handle = await self.client.start_workflow(
+                "JobWorkflow", beating, id=workflow_id("default", job_id), task_queue=job_id
+            )
+            async with asyncio.timeout(30):
+                while not any(
+                    one.HasField("last_heartbeat_time")
+                    for one in (await handle.describe()).raw_description.pending_activities
+                ):
+                    await asyncio.sleep(0.02)
+        return job_id
+
+    async def run(self, later: timedelta = timedelta(0)) -> Any:
+        """Run one pass and return its reply; for Temporal it is that much later."""
 
         def wake() -> None:
             self.wakes += 1
 
-        return await ActivityEnvironment().run(Reconciler(self.fleet.ledger, self.client, wake).reconcile)
+        environment = ActivityEnvironment()
+        environment.info = replace(environment.info, started_time=datetime.now(UTC) + later)
+        return await environment.run(Reconciler(self.fleet.ledger, self.client, wake).reconcile)
 
 
 @pytest.fixture
@@ -140,6 +185,33 @@ async def test_end_that_only_temporal_knows_is_written(floor: Pass) -> None:
     job_id = await floor.ended("a", {"job_id": "a", "stage": "cancelled", "epoch": 0})
     await floor.run()
     assert await floor.fleet.stage(job_id) == Stage.CANCELLED
+
+
+async def test_engine_whose_silence_temporal_does_not_notice_is_lost(floor: Pass) -> None:
+    """Once it is overdue, and only if the silence is that of the attempt that counts."""
+    await floor.fleet.factory()
+    silent = await floor.building("silent", beating=1)
+    other = await floor.building("other", beating=7)
+
+    assert (await floor.run(timedelta(minutes=59))).lost == ()
+    assert (await floor.run(timedelta(minutes=61))).lost == (silent,)
+
+    (lost,) = await floor.fleet.events(silent, "lease.lost")
+    assert "Temporal did not notice" in lost.message
+    (told,) = await floor.fleet.ledger.claim_outbox(datetime.now(UTC) + timedelta(hours=2))
+    assert (told.job_id, told.name) == (silent, "lease_lost")
+    assert await floor.fleet.events(other, "lease.lost") == []
+    assert (await floor.run(timedelta(minutes=61))).lost == ()
+
+
+async def test_engine_that_lives_without_its_heartbeat_is_not_lost(floor: Pass) -> None:
+    """It told the ledger so."""
+    await floor.fleet.factory()
+    job_id = await floor.building("living", beating=1)
+    later = timedelta(minutes=61)
+    await floor.fleet.ledger.confirm_lease(job_id, 1, datetime.now(UTC))
+    assert (await floor.run(later)).lost == ()
+    assert await floor.fleet.events(job_id, "lease.lost") == []
 
 
 async def test_workflow_of_an_earlier_life_is_no_workflow_of_this_one(floor: Pass) -> None:
