@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shutil
 import socket
 import stat
+import subprocess
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,6 +23,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from tests.conftest import ENVIRON
 from workers import temporal_server
 from workers.stack_parts import serves_namespace
 from workers.temporal_server import (
@@ -268,7 +272,17 @@ async def test_doubtful_server_is_better_than_none(tmp_path: Path, monkeypatch: 
 
 def test_tests_run_on_a_sound_server(temporal_binary: Path) -> None:
     """They kill workers all the time: on another one some would fail, once in a while, for no fault of ours."""
+    if not go_can_build():
+        pytest.skip("without Go 1.21 or newer tests take the server that there is")
     assert is_sound(temporal_binary)
+
+
+def go_can_build() -> bool:
+    """Return whether this machine has a Go that fetches the one that the server needs."""
+    go = shutil.which("go", path=ENVIRON.get("PATH"))
+    said = subprocess.run([go, "version"], env=ENVIRON, capture_output=True, text=True, check=True).stdout if go else ""
+    version = re.search(r"go1\.(\d+)", said)
+    return version is not None and int(version[1]) >= 21
 
 
 async def test_concurrent_callers_obtain_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
