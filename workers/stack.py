@@ -37,7 +37,7 @@ from workers.stack_home import (
     wanted_path,
 )
 from workers.stack_part import Limits, Part, happens, now_text
-from workers.stack_parts import PartSpec, StackPlan, plan_enrolled, plan_stack
+from workers.stack_parts import Module, PartSpec, StackPlan, plan_enrolled, plan_stack
 from workers.stack_state import (
     Failure,
     ProcessId,
@@ -88,7 +88,7 @@ class Steward:
         """Start everything, watch it, end it; return the steward's exit code."""
         self._listen()
         specs = (*self._plan.parts, *self._local_factories())
-        self.forks = await self._warm_up([spec for spec in specs if spec.warm])
+        self.forks = await self._warm_up(specs)
         for spec in specs:
             self._add(spec)
         self.changed()
@@ -122,14 +122,14 @@ class Steward:
         loop.add_signal_handler(signal.SIGHUP, self._rescale)
 
     async def _warm_up(self, specs: Sequence[PartSpec]) -> ForkServer | None:
-        """Start the process that these parts are forked from; for a single one it is not worth it."""
-        if len(specs) < 2:
+        """Start the process that parts are forked from; for a single one it is not worth it."""
+        warm = [(spec.command.name, spec.environment()) for spec in specs if isinstance(spec.command, Module)]
+        if len(warm) < 2:
             return None
         output = open_log(self.home / "logs" / "fork-server.log")
         try:
-            modules = dict.fromkeys(spec.module for spec in specs)
-            environ = specs[0].environment()
-            return await start_fork_server(list(modules), environ=environ, cwd=self.home, output=output)
+            modules = list(dict.fromkeys(name for name, _ in warm))
+            return await start_fork_server(modules, environ=warm[0][1], cwd=self.home, output=output)
         finally:
             os.close(output)
 

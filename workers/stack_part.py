@@ -18,7 +18,7 @@ import structlog
 from workers.fork_server import ForkedProcess, ForkServer, ForkServerGone, Request
 from workers.stack_guard import FAREWELL
 from workers.stack_home import open_log
-from workers.stack_parts import PartSpec, Probe
+from workers.stack_parts import Module, PartSpec, Probe
 from workers.stack_state import READY_FD, PartPhase, PartRecord, ProcessId
 from workers.stack_stop import KILL_WAIT_S, STRAY_GRACE_S
 
@@ -207,16 +207,16 @@ class Part:
                 inherited.append(_listen_for(announced))
                 opened.callback(os.close, inherited[0])
             forks = self._keeper.forks
-            if spec.warm and forks is not None:
+            if isinstance(spec.command, Module) and forks is not None:
                 try:
-                    return await forks.spawn(self._request(), (output, *inherited))
+                    return await forks.spawn(self._request(spec.command), (output, *inherited))
                 except ForkServerGone:
                     log.warning("fork_server.gone", part=spec.name)
             environ = spec.environment()
             if inherited:
                 environ[READY_FD] = str(inherited[0])
             return await asyncio.create_subprocess_exec(
-                *spec.command,
+                *spec.argv,
                 env=environ,
                 cwd=self._keeper.home,
                 stdin=asyncio.subprocess.PIPE if spec.lifeline else asyncio.subprocess.DEVNULL,
@@ -226,13 +226,12 @@ class Part:
                 pass_fds=inherited,
             )
 
-    def _request(self) -> Request:
-        spec = self.spec
+    def _request(self, module: Module) -> Request:
         return Request(
-            module=spec.module,
-            arguments=spec.command[4:],
-            title=" ".join(spec.command),
-            environ=spec.env,
+            module=module.name,
+            arguments=module.arguments,
+            title=" ".join(module.argv),
+            environ=self.spec.env,
             cwd=str(self._keeper.home),
             ready_variable=READY_FD,
         )

@@ -42,12 +42,25 @@ LOCAL_DEFAULT_LISTENERS: Final = {"0.0.0.0": LOOPBACK, "::": "::1"}  # noqa: S10
 
 
 @dataclass(frozen=True)
+class Module:
+    """A Python module that is a process's program; a child of the stack's fork server may become it, too."""
+
+    name: str
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command that runs it in a process of its own."""
+        return _python(self.name, *self.arguments)
+
+
+@dataclass(frozen=True)
 class PartSpec:
     """One process of a stack."""
 
     name: str
     kind: str
-    command: tuple[str, ...]
+    command: tuple[str, ...] | Module
     env: Mapping[str, str | None] = field(default_factory=dict)
     """Added to the steward's environment; None removes a variable."""
     rank: int = 0
@@ -61,8 +74,6 @@ class PartSpec:
     """The part tells by itself when it is ready (`announce_ready`). Without this and a probe: ready when started."""
     once: bool = False
     """Runs to its end, which must be a success, once at the start."""
-    warm: bool = False
-    """`command` runs a Python module (see `_python`) that a child of the stack's fork server may become instead."""
     lifeline: bool = False
     """Holds a pipe of the steward's as its standard input, and ends when told so there."""
     url: str = ""
@@ -75,9 +86,9 @@ class PartSpec:
         return environ | {key: value for key, value in self.env.items() if value is not None}
 
     @property
-    def module(self) -> str:
-        """The module that a warm part runs."""
-        return self.command[3] if self.warm else ""
+    def argv(self) -> tuple[str, ...]:
+        """The command of a process of its own."""
+        return self.command.argv if isinstance(self.command, Module) else self.command
 
 
 @dataclass(frozen=True)
@@ -192,8 +203,7 @@ def _factory(settings: Settings, name: str, env: Mapping[str, str | None]) -> Pa
     return PartSpec(
         name=name,
         kind="factory",
-        command=_python("workers.factory_agent", "--name", name),
-        warm=True,
+        command=Module("workers.factory_agent", ("--name", name)),
         env=env,
         rank=0,
         grace_s=settings.drain_grace_s + settings.stop_grace_s + SHUTDOWN_MARGIN_S,
@@ -259,8 +269,7 @@ def _api(url: str, env: Mapping[str, str | None]) -> PartSpec:
     return PartSpec(
         name="api",
         kind="api",
-        command=_python("api"),
-        warm=True,
+        command=Module("api"),
         env=env,
         rank=2,
         probe=healthy,
@@ -273,8 +282,7 @@ def _control(env: Mapping[str, str | None]) -> PartSpec:
     return PartSpec(
         name="control",
         kind="control",
-        command=_python("workers.control"),
-        warm=True,
+        command=Module("workers.control"),
         env=env,
         rank=1,
         announces=True,
@@ -286,8 +294,7 @@ def _gateway(address: str, env: Mapping[str, str | None]) -> PartSpec:
     return PartSpec(
         name="gateway",
         kind="gateway",
-        command=_python("workers.gateway"),
-        warm=True,
+        command=Module("workers.gateway"),
         env=env,
         rank=1,
         announces=True,

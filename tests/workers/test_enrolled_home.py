@@ -85,7 +85,7 @@ def test_enrolled_home_starts_its_factory_and_nothing_else(home: Path) -> None:
     assert [part.kind for part in plan.parts] == ["guard"]
     assert factory_names(home, plan.factories) == ["mac-1"]
     spec = plan.factory("mac-1")
-    assert spec.command[-2:] == ("--name", "mac-1")
+    assert spec.argv[-2:] == ("--name", "mac-1")
     assert spec.announces
     assert dict(plan.urls) == {"api": API, "temporal": "temporal.example:7233"}
 
