@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TOPOLOGY
 from tests.e2e.conftest import Remote, Stack, running_stack
 
 SEATS = 2
@@ -19,8 +18,6 @@ LEASE_S = 60.0
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Return the processes of docker-compose.yml: two APIs, two control workers, two factories with two seats each."""
-    if TOPOLOGY != "production":
-        pytest.skip("runs with `./gf test --topology production`: a full Temporal server and PostgreSQL take minutes")
     home = tmp_path_factory.mktemp("fleet") / "home"
     with running_stack(
         home, factories=FACTORIES, topology="production", seats_per_factory=SEATS, lease_ttl_s=LEASE_S

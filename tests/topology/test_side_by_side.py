@@ -18,6 +18,7 @@ from typing import Any, Self
 import httpx
 import pytest
 
+from tests.conftest import TOPOLOGY
 from tests.e2e.conftest import Remote, Stack, wait_for
 from tests.topology.compose import COMPOSE_FILE, read_services
 from tests.topology.conftest import FACTORIES, SEATS
@@ -127,6 +128,7 @@ def test_token_that_a_container_of_a_factory_gets_is_its_own(fleet: Stack, clien
         assert clients.call(first, "GET", "/fleet/jobs", headers=headers).status_code == 403
 
 
+@pytest.mark.skipif(TOPOLOGY != "production", reason="half a minute; runs with `./gf test --topology production`")
 def test_submits_and_ships_through_both_while_one_of_each_is_killed(
     fleet: Stack, clients: Clients, remote: Remote, tmp_path: Path
 ) -> None:
