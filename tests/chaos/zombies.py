@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from temporalio.client import AsyncActivityHandle, Client
+from temporalio.client import AsyncActivityHandle, Client, WorkflowExecutionStatus
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.service import RPCError, RPCStatusCode
 from websockets.asyncio.client import ClientConnection, connect
@@ -194,14 +194,16 @@ async def _activity(client: Client, job_id: str) -> tuple[str, AsyncActivityHand
 async def _given_up(client: Client, zombie: Zombie) -> None:
     """Wait until Temporal has given up the activity of the first epoch too.
 
-    Until its heartbeat is overdue Temporal takes its result, which the workflow does not look at any more.
+    Until its heartbeat is overdue Temporal takes its result, which the workflow does not look at any more. For a
+    workflow that has ended it takes nothing, and lists the activity for ever.
     """
     workflow = client.get_workflow_handle(workflow_id("default", zombie.job_id))
     limit = time.monotonic() + WAIT_S
     while True:
-        pending = (await workflow.describe()).raw_description.pending_activities
+        described = await workflow.describe()
+        pending = described.raw_description.pending_activities
         left = [one for one in pending if one.activity_id == zombie.activity_id]
-        if not left:
+        if not left or described.status != WorkflowExecutionStatus.RUNNING:
             return
         assert time.monotonic() < limit, f"{datetime.now(UTC)}: {zombie.job_id} on {zombie.factory} still has {left}"
         await asyncio.sleep(0.1)
