@@ -98,8 +98,8 @@ class Reconciler:
             return "lost" if await self._lose(job, heard, now) else None
         return None
 
-    async def _overdue_since(self, job: UnfinishedJob, found: WorkflowExecutionDescription) -> str:
-        """Return when the job's engine was last heard of, if that should have ended its activity long ago; else "".
+    async def _overdue_since(self, job: UnfinishedJob, found: WorkflowExecutionDescription) -> datetime | None:
+        """Return when the job's engine was last heard of, if that should have ended its activity long ago.
 
         Temporal can lose a timer (its issue 11869): then nobody would ever be told that a machine vanished. All times
         here are of Temporal's clock, which may differ from ours by more than a lease.
@@ -113,14 +113,14 @@ class Reconciler:
                 continue
             details = await self._client.data_converter.decode(pending.heartbeat_details.payloads)
             if details and details[0].get("epoch") == job.epoch:  # an earlier one may wait for its own end
-                return f"{heard:%H:%M:%S} UTC"
-        return ""
+                return heard
+        return None
 
-    async def _lose(self, job: UnfinishedJob, heard: str, now: datetime) -> bool:
+    async def _lose(self, job: UnfinishedJob, heard: datetime, now: datetime) -> bool:
         """Mark the attempt lost, unless it told the ledger that it lives."""
         if await self._ledger.adopt(job.id, job.epoch, now) is not None:
             return False
-        reason = f"nothing was heard of its engine since {heard}, and Temporal did not notice"
+        reason = f"nothing was heard of its engine since {heard:%H:%M:%S} UTC, and Temporal did not notice"
         return await self._ledger.mark_lost(job.id, job.epoch, reason, "", now)
 
     async def _describe(self, job: UnfinishedJob) -> WorkflowExecutionDescription | None:
