@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from temporalio import activity
 
 from activities import git
+from activities.stoppable import under_heartbeat
 from activities.temporal_errors import raise_activity_error
-from core.errors import GigafactoryError, WorkspaceError
+from core.errors import GigafactoryError
 from core.job import Repository, RepositoryKind
 from core.job_messages import (
     ChildrenReply,
@@ -30,6 +31,9 @@ from core.job_messages import (
     WriteRequest,
 )
 from store.ledger import Ledger
+
+BEAT_S: Final = 5.0
+"""Between two signs of life while a git remote is asked."""
 
 
 class LedgerSteps:
@@ -88,10 +92,7 @@ class LedgerSteps:
         if job.attempts or repository.kind == RepositoryKind.DIRECTORY:
             return reply
         ref = f"refs/heads/{repository.base}"
-        try:
-            refs = await git.ls_remote(repository.url, ref)
-        except WorkspaceError as error:
-            raise_activity_error(error)
+        refs = await under_heartbeat(git.ls_remote(repository.url, ref), beat_s=BEAT_S)
         return reply.model_copy(update={"base_sha": refs.get(ref, "")})
 
     @activity.defn

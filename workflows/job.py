@@ -115,6 +115,8 @@ LEDGER_TIMEOUT = timedelta(seconds=10)
 """One ledger transaction; the database answers in milliseconds or is away."""
 REMOTE_TIMEOUT = timedelta(minutes=2)
 """A step that may ask a git remote."""
+REMOTE_SILENCE = timedelta(seconds=20)
+"""Such a step beats; one that told nothing for so long died with its control worker."""
 LEDGER_RETRY = RetryPolicy(
     initial_interval=timedelta(milliseconds=100), maximum_interval=timedelta(seconds=10), maximum_attempts=0
 )
@@ -451,6 +453,7 @@ class JobWorkflow:
             task_queue=IO_QUEUE,
             result_type=ParentsReply,
             start_to_close_timeout=REMOTE_TIMEOUT,
+            heartbeat_timeout=REMOTE_SILENCE,
             retry_policy=LEDGER_RETRY,
             summary="are the parents done?",
         )

@@ -17,6 +17,8 @@ with workflow.unsafe.imports_passed_through():
 
 PASS_LIMIT = timedelta(minutes=5)
 """One pass over all unfinished jobs."""
+SILENCE = timedelta(seconds=20)
+"""A pass that told nothing for so long died with its worker; it must not keep the next ones away (overlaps skip)."""
 PASS_RETRY = RetryPolicy(maximum_attempts=2)
 """The next scheduled pass is the real retry."""
 
@@ -33,6 +35,7 @@ class ReconcileWorkflow:
             task_queue=IO_QUEUE,
             result_type=ReconcileReply,
             start_to_close_timeout=PASS_LIMIT,
+            heartbeat_timeout=SILENCE,
             retry_policy=PASS_RETRY,
             summary="compare ledger and Temporal",
         )

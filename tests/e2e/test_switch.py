@@ -69,13 +69,15 @@ def test_sentinel_file_works_while_api_and_temporal_are_down(patient: Stack, rem
         for pid in frozen:
             os.kill(pid, signal.SIGCONT)
     patient.until(job_id, "queued")
-    halted = wait_for("the fleet to know", lambda: len(patient.http.get("/fleet/halts").json()["halts"]) == 2)
-    assert halted
+    wait_for("the fleet to know", lambda: len(patient.http.get("/fleet/halts").json()["halts"]) == 2)
     assert "KILL" in patient.gf("factories").stderr
 
     patient.gf("unhalt", "--local")
     assert_shipped_once(patient, remote, job_id)
-    assert outcomes(patient, job_id) == ["interrupted", "succeeded"]
+    *halted, last = outcomes(patient, job_id)
+    assert last == "succeeded"
+    # the one that built; the other one too, if it was granted the job before it could tell of its own file
+    assert halted in (["interrupted"], ["interrupted", "interrupted"])
 
 
 @pytest.mark.req("F8")
