@@ -191,7 +191,7 @@ def _on_started(state: JobState, event: Started, now: datetime) -> Decision:
         return _begin_build(state, event.grant)
     if state.paused or _sleeping(state):
         return Decision(state=state)
-    if state.spec.deps:
+    if state.spec.deps and not event.ready:
         return Decision(state=_update(state, wake_at=now + WAITING_BACKSTOP), commands=(ResolveParents(),))
     return Decision(state=state)
 

@@ -102,7 +102,7 @@ def _against(here: Iterable[Ending], others: Sequence[Ending]) -> list[Ending]:
     spoilt_elsewhere = {ending.job_id for ending in others if ending.outcome in SPOILT}
     got_through = {ending.job_id for ending in others if ending.outcome == SUCCEEDED}
     found: dict[str, Ending] = {}
-    for ending in sorted(here, key=lambda ending: (ending.ended_at, ending.job_id, ending.epoch)):
+    for ending in sorted(here, key=lambda ending: (ending.ended_at, ending.job_id, ending.epoch, ending.outcome)):
         proven = ending.outcome in OF_THE_MACHINE or (ending.outcome in AMBIGUOUS and ending.job_id in got_through)
         if proven and ending.job_id not in spoilt_elsewhere:
             found.setdefault(ending.job_id, ending)

@@ -102,6 +102,8 @@ class Started(Message):
     """For a job that did not begin just now."""
     children: Wait | None = None
     """What its child jobs keep it from shipping; None: nothing."""
+    ready: bool = False
+    """Whether admission may give it a seat already: its parents are done, and its base is known."""
 
 
 class ParentsResolved(Message):

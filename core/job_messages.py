@@ -51,6 +51,8 @@ class JobInput(Message):
     """Where the job stands, when this life takes the place of a workflow that is gone."""
     children: Wait | None = None
     """What its child jobs keep it from shipping; None: nothing."""
+    ready: bool = False
+    """Whether admission may give it a seat already: its parents are done, and its base is known."""
 
 
 class JobOutcome(Message):

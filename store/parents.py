@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, Select, case, exists, func, select
+from sqlalchemy import Connection, Select, bindparam, case, exists, func, select
 
 from core.dag import EdgeState, Gate, Until, outcome_of
 from core.job import Stage
@@ -26,6 +26,37 @@ MAX_SHOWN: Final = 100
 """Jobs that a document lists."""
 
 _UNDONE: Final = ("failed", "open")
+
+
+def _undone_edges() -> Select[tuple[object, ...]]:
+    """Select the first edges of `children` at `gate` that are not done, each with how many there are of its kind."""
+    kind = (edges.c.child_id, edges.c.state)
+    ranked = (
+        select(
+            edges.c.child_id,
+            edges.c.parent_id,
+            edges.c.until,
+            edges.c.state,
+            func.row_number().over(partition_by=kind, order_by=edges.c.parent_id).label("rank"),
+            func.count().over(partition_by=kind).label("total"),
+        )
+        .where(
+            edges.c.child_id.in_(bindparam("children", expanding=True)),
+            edges.c.gate == bindparam("gate"),
+            edges.c.state.in_(_UNDONE),
+        )
+        .subquery()
+    )
+    return (
+        select(ranked, jobs.c.stage)
+        .join(jobs, jobs.c.id == ranked.c.parent_id)
+        .where(ranked.c.rank <= MAX_NAMED)
+        .order_by(ranked.c.child_id, ranked.c.parent_id)
+    )
+
+
+_UNDONE_EDGES: Final = _undone_edges()
+"""Made once: putting it together takes longer than running it."""
 
 
 class Awaited(NamedTuple):
@@ -61,7 +92,7 @@ def wait_states(connection: Connection, job_ids: Sequence[str], gate: Gate) -> d
     """Return for each job whether what it waits for at `gate` is over; its edges say so, not the jobs behind them."""
     found: dict[str, list[AnyRow]] = {job_id: [] for job_id in job_ids}
     for some in batches(job_ids):
-        for row in connection.execute(_undone(some, gate)):
+        for row in connection.execute(_UNDONE_EDGES, {"children": some, "gate": gate}):
             found[row.child_id].append(row)
     return {job_id: _wait_state_of_rows(rows, gate) for job_id, rows in found.items()}
 
@@ -71,29 +102,6 @@ def wait_state_of(awaited: Sequence[Awaited], gate: Gate) -> WaitState:
     ordered = sorted(awaited)
     totals = Counter(one.state for one in ordered)
     return _wait_state([one for one in ordered if one.state in _UNDONE], totals, gate)
-
-
-def _undone(job_ids: Sequence[str], gate: Gate) -> Select[tuple[object, ...]]:
-    """Select the first edges of each job that are not done, each with the number of its kind and its job's stage."""
-    kind = (edges.c.child_id, edges.c.state)
-    ranked = (
-        select(
-            edges.c.child_id,
-            edges.c.parent_id,
-            edges.c.until,
-            edges.c.state,
-            func.row_number().over(partition_by=kind, order_by=edges.c.parent_id).label("rank"),
-            func.count().over(partition_by=kind).label("total"),
-        )
-        .where(edges.c.child_id.in_(job_ids), edges.c.gate == gate, edges.c.state.in_(_UNDONE))
-        .subquery()
-    )
-    return (
-        select(ranked, jobs.c.stage)
-        .join(jobs, jobs.c.id == ranked.c.parent_id)
-        .where(ranked.c.rank <= MAX_NAMED)
-        .order_by(ranked.c.child_id, ranked.c.parent_id)
-    )
 
 
 def _wait_state_of_rows(rows: Sequence[AnyRow], gate: Gate) -> WaitState:

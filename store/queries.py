@@ -276,7 +276,7 @@ def start_payload(connection: Connection, job_id: str) -> StartPayload:
         grant=grant,
         life=row.life,
         epoch=before,
-        parents=wait_state(connection, job_id),
+        ready=row.stage == Stage.QUEUED and row.held is None,
         children=wait_state(connection, job_id, "ship"),
         priority=row.priority,
         submitted_at=row.submitted_at,

@@ -276,7 +276,8 @@ class StartPayload(Message):
     life: int
     epoch: int
     """Last epoch before `grant`."""
-    parents: WaitState
+    ready: bool
+    """Whether admission may give it a seat already."""
     children: WaitState
     priority: Priority
     submitted_at: datetime

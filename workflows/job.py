@@ -167,7 +167,8 @@ class JobWorkflow:
             epoch=arg.epoch,
             resume=Resume(note=arg.note, failure=arg.failure, session_id=arg.session_id, engine=arg.engine),
         )
-        self._inbox: deque[Event] = deque([Started(grant=arg.grant, standing=arg.standing, children=arg.children)])
+        started = Started(grant=arg.grant, standing=arg.standing, children=arg.children, ready=arg.ready)
+        self._inbox: deque[Event] = deque([started])
         self._writes = arg.life * RECORDS_PER_LIFE
         self._step: workflow.ActivityHandle[Any] | None = None
         self._stop_requested = False

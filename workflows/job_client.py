@@ -114,6 +114,7 @@ class JobClient:
             engine=payload.engine,
             standing=payload.standing,
             children=None if payload.children.outcome == "ready" else Wait(**dict(payload.children)),
+            ready=payload.ready,
         )
         attributes: list[SearchAttributePair[Any]] = [
             SearchAttributePair(GF_STAGE, (Stage.BUILDING if grant else Stage.QUEUED).value),

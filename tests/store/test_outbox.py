@@ -89,7 +89,7 @@ async def test_workflow_that_is_still_to_be_started_needs_no_signal(fleet: Fleet
 
     (row,) = await fleet.ledger.claim_outbox(fleet.now)
     payload = await fleet.ledger.start_payload(row.job_id)
-    assert (payload.grant, payload.epoch, payload.life, payload.parents.outcome) == (grant, 0, 1, "ready")
+    assert (payload.grant, payload.epoch, payload.life) == (grant, 0, 1)
     await fleet.ledger.outbox_done(row.id)
     assert await names(fleet) == []
 

@@ -323,6 +323,7 @@ async def test_start_payload_tells_the_workflow_everything(fleet: Fleet) -> None
     payload = await fleet.ledger.start_payload("j-1")
 
     assert (payload.spec.title, payload.grant, payload.life, payload.epoch) == ("Paint", None, 1, 0)
-    assert (payload.parents.outcome, payload.parents.waiting) == ("waiting", ("parent",))
+    assert not payload.ready
+    assert (await fleet.ledger.start_payload("parent")).ready
     assert payload.submitted_at == fleet.now
     assert CANDIDATE not in payload.model_dump_json()
