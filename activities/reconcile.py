@@ -11,7 +11,9 @@ from typing import Final, Literal
 
 import structlog
 from temporalio import activity
+from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from core.attempt import workflow_id
@@ -28,7 +30,7 @@ Mended = Literal["restarted", "failed", "regranted", "lost"]
 
 PAGE: Final = 500
 OVERDUE: Final = timedelta(seconds=15)
-"""Beyond its timeout, an engine's heartbeat is so late that Temporal has lost the timer that should have told."""
+"""Beyond its timeout, a heartbeat is so late that Temporal has lost the timer that should have told."""
 DEAD = {
     WorkflowExecutionStatus.TERMINATED: "was terminated",
     WorkflowExecutionStatus.FAILED: "failed",
@@ -94,34 +96,42 @@ class Reconciler:
             return "failed" if await self._end(job, Stage.FAILED, message, now) else None
         elif job.stage == Stage.ASSIGNED and await self._ledger.resend_grant(job.id, now):
             return "regranted"
-        elif job.stage == Stage.BUILDING and (heard := await self._overdue_since(job, found)):
-            return "lost" if await self._lose(job, heard, now) else None
+        elif await self._give_up_overdue(found):
+            return "lost"
         return None
 
-    async def _overdue_since(self, job: UnfinishedJob, found: WorkflowExecutionDescription) -> datetime | None:
-        """Return when the job's engine was last heard of, if that should have ended its activity long ago.
+    async def _give_up_overdue(self, found: WorkflowExecutionDescription) -> bool:
+        """Fail the activities whose heartbeat should have ended them long ago; return whether there were any.
 
-        Temporal can lose a timer (its issue 11869): then nobody would ever be told that a machine vanished. All times
-        here are of Temporal's clock, which may differ from ours by more than a lease.
+        Temporal can lose a timer (its issue 11869): then nobody would ever be told that a machine vanished. The
+        workflow asks the ledger, as after every loss, whether the attempt handed in or lives on. All times here are of
+        Temporal's clock, which may differ from ours by more than a lease.
         """
         now = activity.info().started_time
+        given_up = False
         for pending in found.raw_description.pending_activities:
-            if pending.activity_type.name != "run_engine" or not pending.HasField("last_heartbeat_time"):
+            patience = pending.activity_options.heartbeat_timeout.ToTimedelta()
+            if pending.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED or not patience:
                 continue
-            heard = pending.last_heartbeat_time.ToDatetime(tzinfo=UTC)
-            if now <= heard + pending.activity_options.heartbeat_timeout.ToTimedelta() + OVERDUE:
-                continue
-            details = await self._client.data_converter.decode(pending.heartbeat_details.payloads)
-            if details and details[0].get("epoch") == job.epoch:  # an earlier one may wait for its own end
-                return heard
-        return None
+            began = pending.last_started_time.ToDatetime(tzinfo=UTC)
+            heard = max(began, pending.last_heartbeat_time.ToDatetime(tzinfo=UTC))  # 1970 before the first beat
+            if now > heard + patience + OVERDUE:
+                given_up |= await self._give_up(found, pending.activity_id, heard)
+        return given_up
 
-    async def _lose(self, job: UnfinishedJob, heard: datetime, now: datetime) -> bool:
-        """Mark the attempt lost, unless it told the ledger that it lives."""
-        if await self._ledger.adopt(job.id, job.epoch, now) is not None:
+    async def _give_up(self, found: WorkflowExecutionDescription, activity_id: str, heard: datetime) -> bool:
+        """Tell the workflow that one activity's worker is gone; False: the activity ended meanwhile."""
+        handle = self._client.get_async_activity_handle(
+            workflow_id=found.id, run_id=found.run_id, activity_id=activity_id
+        )
+        message = f"nothing was heard of it since {heard:%H:%M:%S} UTC, and Temporal did not notice"
+        try:
+            await handle.fail(ApplicationError(message, type="WorkerShutdown"))
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
             return False
-        reason = f"nothing was heard of its engine since {heard:%H:%M:%S} UTC, and Temporal did not notice"
-        return await self._ledger.mark_lost(job.id, job.epoch, reason, "", now)
+        return True
 
     async def _describe(self, job: UnfinishedJob) -> WorkflowExecutionDescription | None:
         """Return the workflow of the job's present life; None when there is none, or only one of an earlier life."""

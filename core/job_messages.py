@@ -202,7 +202,7 @@ class ReconcileReply(Message):
     regranted: tuple[str, ...] = ()
     """Jobs whose workflow did not know of their grant, and was told again."""
     lost: tuple[str, ...] = ()
-    """Jobs whose engine was silent for too long, which Temporal had not noticed; another attempt follows."""
+    """Jobs of which a step was silent for too long without Temporal noticing; it is done again, unless it is done."""
     freed_seats: int = 0
 
 

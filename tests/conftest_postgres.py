@@ -25,7 +25,8 @@ USER = "gigafactory"
 LOG = "log"
 DIES_WITH_US = 'exec 3<&0; "$@" </dev/null 3<&- & server=$!; read -r _ <&3; kill -QUIT "$server"; wait "$server"'
 """A shell line that runs a server until its own standard input closes, as it does when the test process is killed."""
-SPEED = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=64MB", "max_connections=200")
+SPEED = ("fsync=off", "full_page_writes=off", "shared_buffers=64MB", "max_connections=200")
+"""What only a loss of power would punish. Commits stay synchronous: a killed server must not forget one."""
 
 
 @dataclass(frozen=True)
