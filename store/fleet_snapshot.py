@@ -11,7 +11,18 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, func, or_, select, type_coerce
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    type_coerce,
+)
 
 from core.job import Cooldown, Priority
 from core.router import (
@@ -31,7 +42,7 @@ from store import limits, switch
 from store.attestations import attested_by_factory
 from store.column_types import Unread, UtcDateTime, as_utc
 from store.cooldowns import in_force, may_be_asked
-from store.database import AnyRow
+from store.database import AnyRow, batches
 from store.stops import PAUSABLE
 from store.tables import factories, jobs, leases, locks, stations
 from store.turns import TurnBook
@@ -39,14 +50,13 @@ from store.turns import TurnBook
 FORGET_BEYOND = 1_000
 """Parsed jobs that may be kept although they wait no more, beside as many as do wait."""
 
-_READY = and_(jobs.c.stage == "queued", jobs.c.held.is_(None))
+_READY = and_(jobs.c.stage == literal_column("'queued'"), jobs.c.held.is_(None))  # as `ix_jobs_ready` says it
 _CHANGING = (
     jobs.c.id,
     type_coerce(jobs.c.queued_at, Unread).label("queued_at"),
     type_coerce(jobs.c.excluded_factories, Unread).label("excluded_factories"),
     jobs.c.overtaken,
     jobs.c.last_factory,
-    jobs.c.routing,
 )
 """What may change about a waiting job; times and documents stay as the driver gives them until they did change."""
 _FREE_SEAT = exists().where(
@@ -123,26 +133,18 @@ class FleetReader:
         if including is not None:
             wanted = _READY | and_(jobs.c.id == including, jobs.c.stage == "queued")
         rows = connection.execute(select(*_CHANGING).where(wanted)).all()
-        found = tuple(self._ready_job(row) for row in rows)
-        if len(self._parsed) > 2 * len(rows) + FORGET_BEYOND:
-            self._parsed = {row.id: self._parsed[row.id] for row in rows}
-        return found
-
-    def _ready_job(self, row: AnyRow) -> ReadyJob:
-        changing = tuple(row[1:5])
-        known = self._parsed.get(row.id)
-        if known is not None and known[0] == changing:
-            return known[1]
-        job = ReadyJob.model_validate_json(row.routing).model_copy(
-            update={
-                "queued_at": as_utc(row.queued_at),
-                "excluded_factories": tuple(json.loads(row.excluded_factories)),
-                "overtaken": row.overtaken,
-                "last_factory": row.last_factory,
-            }
-        )
-        self._parsed[row.id] = changing, job
-        return job
+        parsed = self._parsed
+        _learn(connection, parsed, [row[0] for row in rows if row[0] not in parsed])
+        found: list[ReadyJob] = []
+        for row in rows:
+            known, job = parsed[row[0]]
+            if known != row[1:]:
+                job = _changed(job, row)
+                parsed[row[0]] = row[1:], job
+            found.append(job)
+        if len(parsed) > 2 * len(rows) + FORGET_BEYOND:
+            self._parsed = {row[0]: parsed[row[0]] for row in rows}  # not in place: other threads read as well
+        return tuple(found)
 
     def _factories(self, connection: Connection, now: datetime) -> tuple[tuple[FactoryView, ...], dict[str, int]]:
         """Return the factories, and how often each was passed over.
@@ -169,6 +171,24 @@ class FleetReader:
     ) -> FactoryView:
         claims = count_claims(tuple(row.capabilities), tuple(row.declared), attested, self._sensitive)
         return _factory(row, tuple(_station(*one) for one in at), claims)
+
+
+def _learn(connection: Connection, parsed: dict[str, tuple[tuple[Any, ...], ReadyJob]], job_ids: Sequence[str]) -> None:
+    """Parse what never changes about jobs that were not known yet."""
+    for some in batches(job_ids):
+        for row in connection.execute(select(jobs.c.id, jobs.c.routing).where(jobs.c.id.in_(some))):
+            parsed[row.id] = (), ReadyJob.model_validate_json(row.routing)
+
+
+def _changed(job: ReadyJob, row: AnyRow) -> ReadyJob:
+    return job.model_copy(
+        update={
+            "queued_at": as_utc(row.queued_at),
+            "excluded_factories": tuple(json.loads(row.excluded_factories)),
+            "overtaken": row.overtaken,
+            "last_factory": row.last_factory,
+        }
+    )
 
 
 def _running(connection: Connection) -> tuple[RunningJob, ...]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection, Engine
 
-HEAD = "0010"
+HEAD = "0011"
 """The revision that this version of the program works with; a test compares it with the newest migration."""
 
 MIGRATIONS = Path(__file__).parent / "migrations"
