@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from core.errors import GigafactoryError
 from core.job import Dependency, Stage
 from core.lifecycle import ENDED
 from core.settings import Settings
-from store import migrate, open_ledger
-from store.database import open_database
+from store import open_ledger
+from store.database import Database, open_database
 from tests.store.fleet import Fleet
 
 PARENTS = ("p0", "p1", "p2")
@@ -112,11 +113,9 @@ def rows(connection: Connection) -> list[Any]:
     return list(connection.execute(text("SELECT child_id, parent_id, state FROM edges")).all())
 
 
-async def check(fleet: Fleet, model: Model) -> None:
+async def check(fleet: Fleet, database: Database, model: Model) -> None:
     """Compare the ledger with the model, after everything in the outbox was delivered."""
-    database = open_database(fleet.url)
     found = {(row.child_id, row.parent_id): row.state for row in await database.read(rows)}
-    await database.close()
     assert found == model.edges
     for row in await fleet.deliver():
         if row.job_id in WAITS and row.kind == "start":
@@ -144,8 +143,7 @@ async def check(fleet: Fleet, model: Model) -> None:
 async def play(home: Path, steps: list[tuple[str, str, str]]) -> None:
     """Do all steps on an empty ledger, checking after each."""
     configured = Settings(home=home)
-    await migrate(configured.ledger_url)
-    ledger = open_ledger(configured)
+    ledger, database = open_ledger(configured), open_database(configured.ledger_url)
     fleet, model = Fleet(ledger, configured.ledger_url), Model()
     await fleet.factory("f1", stations={"shell": 20}, seats=20)
     for parent in PARENTS:
@@ -156,14 +154,16 @@ async def play(home: Path, steps: list[tuple[str, str, str]]) -> None:
     for operation, job_id, parent in steps:
         with contextlib.suppress(GigafactoryError):
             await do(fleet, operation, job_id, parent, model)
-        await check(fleet, model)
+        await check(fleet, database, model)
+    await database.close()
     await ledger.close()
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
-def test_edges_follow_the_stages(tmp_path: Path, steps: list[tuple[str, str, str]]) -> None:
+def test_edges_follow_the_stages(sqlite_template: Path, tmp_path: Path, steps: list[tuple[str, str, str]]) -> None:
     """No job is left behind, none starts early, and none is told the same twice."""
     home = tmp_path / f"example-{next(_examples)}"
     home.mkdir()
+    shutil.copyfile(sqlite_template, home / "ledger.db")
     asyncio.run(play(home, steps))
