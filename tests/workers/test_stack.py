@@ -143,6 +143,17 @@ def test_up_makes_a_private_home_with_a_token(stack: FakeStack) -> None:
     assert (stack.home / "token").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.req("F8", "F11")
+@pytest.mark.parametrize("state", ["draining", "quarantined"])
+def test_up_with_a_factory_that_may_take_no_jobs_is_up(stack: FakeStack, state: str) -> None:
+    """Whoever drained a factory, or finds it quarantined, can stop and start the stack, and then release it."""
+    drained, _ = factory_names(stack.home, 2)
+    stack.behave(drained, state)
+    stack.ready_timeout_s = SOON_S
+    assert stack.up(factories=2).started
+    kill_and_await(stack, drained)
+
+
 def test_up_twice_joins_the_running_stack(stack: FakeStack) -> None:
     """A second `up` starts nothing."""
     stack.up()
