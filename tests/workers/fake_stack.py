@@ -1,8 +1,8 @@
 """A stack of tiny parts, run by the real steward: what `python fake_stack.py steward --home HOME` becomes.
 
 Each part is a real process of this file. What a part does badly is written in `<home>/behave/<name>`: words of
-`exit-at-once`, `ignore-term`, `never-ready`, `stray`, `stuck`, and of a factory `draining` or `quarantined`, the state in
-which the API has it. Every part notes its end in `<home>/ends`.
+`exit-at-once`, `ignore-term`, `never-ready`, `stray`, `stuck`, and of a factory `draining` or `quarantined`, the state
+in which the API has it. Every part notes its end in `<home>/ends`.
 """
 
 from __future__ import annotations
