@@ -125,7 +125,7 @@ def plan_stack(
 
     def factory(name: str) -> PartSpec:
         ensure_factory_token(home, name)
-        return replace(_factory(settings, name, env), probe=lambda pid: fleet.is_online(name, pid))
+        return replace(_factory(settings, name, env), probe=lambda pid: fleet.hears(name, pid))
 
     return StackPlan(parts=tuple(parts), factory=factory, factories=factories, urls=urls, ports=ports)
 
@@ -330,15 +330,18 @@ class FleetWatch:
         self._asked_at = 0.0
         self._factories: dict[str, dict[str, Any]] = {}
 
-    async def is_online(self, name: str, pid: int) -> bool:
-        """Return whether the API counts the factory `name` as online, in the shape of the process `pid`."""
+    async def hears(self, name: str, pid: int) -> bool:
+        """Return whether the API hears of the factory `name`, in the shape of the process `pid`.
+
+        One that is drained or quarantined has started all the same: only with the stack up can it be released.
+        """
         async with self._lock:
             now = asyncio.get_running_loop().time()
             if now - self._asked_at > self.FRESH_S:
                 self._factories = await self._ask()
                 self._asked_at = now
         factory = self._factories.get(name, {})
-        return factory.get("state") == "online" and factory.get("pid", pid) in {pid, None}
+        return factory.get("state", "offline") != "offline" and factory.get("pid", pid) in {pid, None}
 
     async def _ask(self) -> dict[str, dict[str, Any]]:
         status, body = await http_request("GET", self._url, token=self._token)

@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.bench.field import ROOT
+from tests.e2e.conftest import wait_for
 
 pytestmark = [pytest.mark.stack, pytest.mark.chaos]
 
@@ -56,7 +56,5 @@ def test_benchmark_that_is_killed_leaves_nothing(temporal_binary: Path, number: 
         assert folder.name.startswith("gf-bench-")
         assert any("workers.control" in line for line in processes_of(folder, mark))
         bench.send_signal(number)
-    deadline = time.monotonic() + 60
-    while left := [*processes_of(folder, mark), *([str(folder)] if folder.exists() else [])]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+    wait_for("the end of its processes", lambda: not processes_of(folder, mark))
+    wait_for("the end of its folder", lambda: not folder.exists())

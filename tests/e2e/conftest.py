@@ -27,7 +27,8 @@ from tests.conftest import TOPOLOGY, gone_afterwards
 from tests.topology.production import LEDGER, Site, full_server, production
 
 ROOT = Path(__file__).resolve().parents[2]
-LEASE_S = 3.0
+LEASE_S = 6.0
+"""Longer than an agent, or a supervisor at its salvage, is without a core on a busy machine."""
 BEAT_S = 0.5
 PATIENCE_S = 120.0
 START_S = 300.0
@@ -250,10 +251,15 @@ class Stack:
         return self.patiently("POST", f"/fleet/jobs/{job_id}/actions", json={"action": action, **fields})
 
     def ship(self, job_id: str) -> dict[str, Any]:
-        """Ship the job's candidate and wait for its end."""
+        """Ship the job's candidate and wait for its end.
+
+        A ship that was not answered in time (its control worker died: 503) may be taken all the same; asked again, the
+        job then is "being shipped" or "has ended in shipped".
+        """
         document = self.gate(job_id)
         response = self.act(job_id, "ship", sha=document["candidate_sha"])
-        assert response.status_code == 200, response.text
+        taken_before = response.status_code == 409 and "shipped" in response.json()["detail"]
+        assert response.status_code == 200 or taken_before, response.text
         return self.until(job_id, "shipped")
 
     def attempt_processes(self, job_id: str) -> list[int]:
@@ -269,6 +275,13 @@ class Stack:
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
         return found
+
+    def is_whole(self) -> bool:
+        """Return whether every part does its work, and the API gives jobs to every factory."""
+        factories = self.patiently("GET", "/fleet/factories").json()["factories"]
+        return all(part["state"] in {"ready", "done"} for part in self.state()["parts"]) and all(
+            factory["state"] == "online" for factory in factories
+        )
 
     def factory_pid(self, name: str) -> int:
         """Return the pid of a factory's agent."""
@@ -345,10 +358,17 @@ def production_launcher(home: Path, factories: int) -> Iterator[Launcher]:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory, temporal_binary: Path) -> Iterator[Stack]:
-    """Return a stack with two factories that all tests of a process share; what they kill, it restarts."""
-    with running_stack(tmp_path_factory.mktemp("stack") / "home") as running:
+def shared_stack(tmp_path_factory: pytest.TempPathFactory, temporal_binary: Path) -> Iterator[Stack]:
+    """Return a stack that all tests of a process share, in any order; no factory is flaky for what they do to it."""
+    with running_stack(tmp_path_factory.mktemp("stack") / "home", quarantine_failures=0) as running:
         yield running
+
+
+@pytest.fixture
+def stack(shared_stack: Stack) -> Stack:
+    """Return a stack with two factories; what the test before this one killed has come back."""
+    wait_for("a whole stack", shared_stack.is_whole)
+    return shared_stack
 
 
 @pytest.fixture

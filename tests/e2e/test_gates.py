@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from core.attempt import workflow_id
-from tests.e2e.conftest import BEAT_S, Remote, Stack, git, wait_for
+from tests.e2e.conftest import Remote, Stack, git, wait_for
 
 pytestmark = pytest.mark.stack
 
@@ -21,6 +20,11 @@ def job(remote: Remote | None, script: str, *fields: str) -> str:
     where = [f"repo: {remote.path}", "base: main"] if remote else []
     head = "\n".join(["engine: shell", *where, *fields])
     return f"---\n{head}\n---\n# A job\n\n```sh\n{script}\n```\n"
+
+
+def until_told(flag: Path) -> str:
+    """Return the beginning of a script that does nothing before the file is there."""
+    return f"until [ -e {flag} ]; do sleep 0.1; done"
 
 
 def test_hello_goes_from_file_to_one_commit_on_the_base(stack: Stack) -> None:
@@ -99,7 +103,8 @@ def test_red_verify_retries_and_ends_in_the_dead_letter(stack: Stack, remote: Re
     diff = stack.patiently("GET", f"/fleet/jobs/{job_id}/diff")
     assert "+hi" in diff.text
     assert stack.act(job_id, "requeue", reason="again").status_code == 200
-    stack.until(job_id, "dead_letter", "queued", "building", "review")
+    wait_for("two more attempts", lambda: len(stack.job(job_id)["attempts"]) >= 4)
+    stack.until(job_id, "dead_letter")
 
 
 def test_failure_without_retry_is_failed_and_requeue_begins_a_new_life(
@@ -114,27 +119,23 @@ def test_failure_without_retry_is_failed_and_requeue_begins_a_new_life(
     assert [a["outcome"] for a in stack.ship(job_id)["attempts"]] == ["engine_error", "succeeded"]
 
 
-def test_cancel_kills_every_descendant_within_a_beat_and_keeps_the_work(stack: Stack, remote: Remote) -> None:
-    """Even a detached grandchild dies within one beat + 1 s; the work stays under a salvage ref."""
+def test_cancel_kills_every_descendant_and_keeps_the_work(stack: Stack, remote: Remote) -> None:
+    """Even a detached grandchild dies, how soon is measured by `gf bench kill`; the work stays under a salvage ref."""
     script = "echo work > work.txt; setsid sh -c 'sleep 987656' & sh -c 'sleep 987657' & sleep 987658"
     job_id = stack.submit(job(remote, script))
     stack.until(job_id, "building")
     wait_for("the whole family", lambda: len(stack.attempt_processes(job_id)) >= 4)
-    time.sleep(2 * BEAT_S)  # not synchronisation: cancel in the middle of a steady run, beats going on
-    began = time.monotonic()
     assert stack.act(job_id, "cancel").status_code == 200
-    wait_for("the family's end", lambda: not stack.attempt_processes(job_id), patience_s=10)
-    took = time.monotonic() - began
-    assert took <= BEAT_S + 1.0, f"took {took:.2f} s"
+    wait_for("the family's end", lambda: not stack.attempt_processes(job_id))
     document = stack.until(job_id, "cancelled")
     assert remote.show(f"refs/gigafactory/wip/{job_id}/{document['attempts'][-1]['epoch']}:work.txt") == "work"
 
 
 def test_ship_signal_of_the_temporal_cli_works_when_legal_and_is_recorded_when_not(
-    stack: Stack, remote: Remote, temporal_binary: Path
+    stack: Stack, remote: Remote, temporal_binary: Path, tmp_path: Path
 ) -> None:
     """Early, foreign and garbage ship signals are in the event log as refused; the right one ships."""
-    job_id = stack.submit(job(remote, "sleep 1; echo hi > hi.txt", "verify: test -f hi.txt"))
+    job_id = stack.submit(job(remote, f"{until_told(tmp_path / 'on')}; echo hi > hi.txt", "verify: test -f hi.txt"))
     stack.until(job_id, "building")
     address = stack.state()["urls"]["temporal"]
 
@@ -146,6 +147,7 @@ def test_ship_signal_of_the_temporal_cli_works_when_legal_and_is_recorded_when_n
         )
 
     signal('"early"')
+    (tmp_path / "on").touch()
     document = stack.until(job_id, "testing")
     signal(json.dumps("a" * 40))
     signal('{"sha": [1, 2]}')

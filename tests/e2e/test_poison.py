@@ -55,7 +55,7 @@ base: main
             "both factories to be back",
             lambda: {f["state"] for f in stack.http.get("/fleet/factories").json()["factories"]} == {"online"},
         )
-        quiet = stack.submit(slow_job(remote, tmp_path / "other", pause_s=0.01))
+        quiet = stack.submit(slow_job(remote, tmp_path / "other", held=False))
         assert_shipped_once(stack, remote, quiet)
 
 
@@ -79,7 +79,7 @@ def test_nothing_is_taken_over_from_a_machine_that_is_only_busy(tmp_path: Path, 
     with running_stack(tmp_path / "home", factories=1, lease_ttl_s=lease_s, beat_s=lease_s / 6) as stack:
         ledgers = [tmp_path / f"ledger-{number}" for number in range(3)]
         steps = round(2 * lease_s / pause_s) + 1
-        jobs = [stack.submit(slow_job(remote, ledger, steps=steps, pause_s=pause_s)) for ledger in ledgers]
+        jobs = [stack.submit(slow_job(remote, ledger, steps=steps, pause_s=pause_s, held=False)) for ledger in ledgers]
         for job_id, ledger in zip(jobs, ledgers, strict=True):
             building(stack, job_id, ledger, step=1)
         with saturated():

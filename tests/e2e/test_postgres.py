@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest_postgres import PostgresServer, postgres_server
 from tests.e2e.conftest import Remote, Stack, running_stack, wait_for
-from tests.e2e.test_kills import assert_shipped_once, building, slow_job, steps_of
+from tests.e2e.test_kills import assert_shipped_once, building, let_go, slow_job, steps_of
 
 __all__ = ["postgres_server"]
 
@@ -54,6 +54,7 @@ def test_agent_killed_in_mid_build_goes_on_elsewhere_on_postgres(
     old = stack.attempt_processes(job_id)
     os.kill(stack.factory_pid(first), signal.SIGKILL)
     wait_for("the old engine's end", lambda: not set(old) & set(stack.attempt_processes(job_id)))
+    let_go(ledger)
     document = assert_shipped_once(stack, remote, job_id)
     assert [attempt["outcome"] for attempt in document["attempts"]] == ["lease_lost", "succeeded"]
     assert document["attempts"][-1]["factory"] != first

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.e2e.conftest import Remote, Stack, wait_for
-from tests.e2e.test_gates import job
+from tests.e2e.test_gates import job, until_told
 
 pytestmark = pytest.mark.stack
 
@@ -35,15 +37,16 @@ def test_join_is_built_on_what_all_of_its_parents_shipped(stack: Stack, remote: 
 
 
 def test_waiting_job_can_be_cancelled_and_a_blocked_one_goes_on_without_its_parent(
-    stack: Stack, remote: Remote
+    stack: Stack, remote: Remote, tmp_path: Path
 ) -> None:
     """An action on a job that has no workflow yet is taken; a failed parent leaves a choice that works."""
-    parent = stack.submit(job(remote, "sleep 2; exit 3"))
+    parent = stack.submit(job(remote, f"{until_told(tmp_path / 'fail')}; exit 3"))
     given_up = stack.submit(job(remote, "true", f"deps: [{parent}]"))
     goes_on = stack.submit(job(remote, "echo on > on.txt", f"deps: [{parent}]", *ON_BASE))
     assert stack.act(given_up, "cancel").status_code == 200
     stack.until(given_up, "cancelled")
 
+    (tmp_path / "fail").touch()
     stack.until(parent, "failed")
     waiting = wait_for("the choices", lambda: (stack.job(goes_on)["waiting"] or {}).get("choices"))
     assert waiting[1] == f"gf unblock {goes_on} --drop {parent}"
@@ -51,17 +54,19 @@ def test_waiting_job_can_be_cancelled_and_a_blocked_one_goes_on_without_its_pare
     stack.until(goes_on, "shipped")
 
 
-def test_child_jobs_ship_before_the_job_that_they_are_a_part_of(stack: Stack, remote: Remote) -> None:
+def test_child_jobs_ship_before_the_job_that_they_are_a_part_of(stack: Stack, remote: Remote, tmp_path: Path) -> None:
     """A job that ships by itself waits at its gate until its part has shipped, and then does."""
-    whole = stack.submit(job(remote, "sleep 3; echo whole > whole.txt", *ON_BASE))
+    whole = stack.submit(job(remote, f"{until_told(tmp_path / 'whole')}; echo whole > whole.txt", *ON_BASE))
     stack.until(whole, "building")
-    body = {"manifest": job(remote, "sleep 4; echo part > part.txt", *ON_BASE)}
+    body = {"manifest": job(remote, f"{until_told(tmp_path / 'part')}; echo part > part.txt", *ON_BASE)}
     answer = stack.patiently("POST", f"/fleet/jobs/{whole}/children", json=body)
     assert answer.status_code == 201, answer.text
     part = answer.json()["jobs"][0]["id"]
+    (tmp_path / "whole").touch()
     held = wait_for("the held gate", lambda: stack.job(whole)["waiting"])
     assert (held["kind"], part in held["message"]) == ("children", True)
     assert stack.act(whole, "ship", sha=stack.job(whole)["candidate_sha"]).status_code == 409
+    (tmp_path / "part").touch()
 
     stack.until(whole, "shipped")
 

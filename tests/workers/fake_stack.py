@@ -1,7 +1,8 @@
 """A stack of tiny parts, run by the real steward: what `python fake_stack.py steward --home HOME` becomes.
 
 Each part is a real process of this file. What a part does badly is written in `<home>/behave/<name>`: words of
-`exit-at-once`, `ignore-term`, `never-ready`, `stray`, `stuck`. Every part notes its end in `<home>/ends`.
+`exit-at-once`, `ignore-term`, `never-ready`, `stray`, `stuck`, and of a factory `draining` or `quarantined`, the state
+in which the API has it. Every part notes its end in `<home>/ends`.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def plan_fake(home: Path, factories: int, ports: PortReservation) -> StackPlan:
             spec("api", "api", 2, probe=healthy, stuck_after=2, url=url, mend="give it a port"),
             spec("control", "control", 1, announces=True),
         ),
-        factory=lambda name: spec(name, "factory", 0, probe=partial(fleet.is_online, name)),
+        factory=lambda name: spec(name, "factory", 0, probe=partial(fleet.hears, name)),
         factories=factories,
         urls={"api": url},
         ports={"api": port},
@@ -91,9 +92,10 @@ class FakeApi(BaseHTTPRequestHandler):
         self._answer({"factories": rows} if self.path == "/fleet/factories" else {"status": "ok"})
 
     def do_POST(self) -> None:
-        """Take a registration."""
+        """Take a registration; an operator's word on the factory outlasts its agent."""
         row = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.factories[row["name"]] = row | {"state": "online"}
+        ordered = [habit for habit in behaviour(self.home, row["name"]) if habit in {"draining", "quarantined"}]
+        self.factories[row["name"]] = row | {"state": next(iter(ordered), "online")}
         self._answer({})
 
     def _answer(self, document: Mapping[str, Any]) -> None:

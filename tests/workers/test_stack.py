@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,8 @@ from workers.stack_stop import stop_stack
 pytestmark = pytest.mark.chaos
 
 FAKE = Path(__file__).with_name("fake_stack.py")
-SOON_S = 10.0
+SOON_S = 60.0
+"""What takes a fraction of a second may take long on a busy machine."""
 
 
 # --- a stack of fakes ------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ class FakeStack:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.told: list[str] = []
-        self.ready_timeout_s = 30.0
+        self.ready_timeout_s = SOON_S
 
     def launch(
         self, home: Path, _progress: Callable[[str], None], factories: int | None, foreground: bool
@@ -143,6 +143,16 @@ def test_up_makes_a_private_home_with_a_token(stack: FakeStack) -> None:
     assert (stack.home / "token").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.req("F8", "F11")
+@pytest.mark.parametrize("state", ["draining", "quarantined"])
+def test_up_with_a_factory_that_may_take_no_jobs_is_up(stack: FakeStack, state: str) -> None:
+    """Whoever drained a factory, or finds it quarantined, can stop and start the stack, and then release it."""
+    drained, _ = factory_names(stack.home, 2)
+    stack.behave(drained, state)
+    assert stack.up(factories=2).started
+    kill_and_await(stack, drained)
+
+
 def test_up_twice_joins_the_running_stack(stack: FakeStack) -> None:
     """A second `up` starts nothing."""
     stack.up()
@@ -180,7 +190,7 @@ def test_up_with_a_stuck_stack_gives_up(stack: FakeStack) -> None:
     stack.up()
     stack.behave("control", "exit-at-once")
     stack.part("control").process.signal(signal.SIGKILL)
-    assert eventually(lambda: stack.part("control").state != "ready")
+    assert eventually(lambda: "no legs" in (stack.home / "logs" / "control.log").read_text())
     with pytest.raises(StackFailed, match=r"not ready after 0\.5 s: control") as caught:
         ensure_up(stack.home, stack.told.append, follow_s=0.5)
     assert "gf: control has no legs to stand on" in caught.value.fields["log"]  # type: ignore[operator]
@@ -255,8 +265,8 @@ def test_up_with_a_failing_migration_stops_at_once(stack: FakeStack) -> None:
 def test_up_with_a_part_that_hangs_gives_up(stack: FakeStack) -> None:
     """A part that lives but never does its work is named after the patience is over."""
     stack.behave("control", "never-ready")
-    stack.ready_timeout_s = 4.0
-    with pytest.raises(StackFailed, match="control did not come up: not ready within 4 s"):
+    stack.ready_timeout_s = 10.0  # all others have to be ready by then
+    with pytest.raises(StackFailed, match="control did not come up: not ready within 10 s"):
         stack.up()
 
 
@@ -274,27 +284,20 @@ def test_up_after_a_failure_starts_afresh(stack: FakeStack) -> None:
 
 @pytest.mark.parametrize("name", ["api", "control", "factory", "guard"])
 def test_killed_part_is_back_at_once(stack: FakeStack, name: str) -> None:
-    """A part that dies is started again by itself, at the same place, and becomes ready."""
+    """A part that dies is started again by itself and without a pause, at the same place, and becomes ready."""
     url = stack.up().api_url
     kill_and_await(stack, name)
     assert stack.part(name).restarts == 1
     assert get(f"{url}/fleet/health") == 200
+    told = [json.loads(line) for line in (stack.home / "logs" / "steward.log").read_text().splitlines()]
+    assert [line["pause_s"] for line in told if line["event"] == "part.died"] == [0]
 
 
-@pytest.mark.stack
-def test_restart_takes_less_than_a_tenth_of_a_second(stack: FakeStack) -> None:
-    """From the death of a part to its next process."""
-    stack.up()
-    assert min(kill_and_await(stack, name) for name in ("api", "control", "factory")) < 0.1
-
-
-def kill_and_await(stack: FakeStack, name: str) -> float:
-    """SIGKILL a part and wait for it to be ready again; return how long its next process took to appear."""
+def kill_and_await(stack: FakeStack, name: str) -> None:
+    """SIGKILL a part and wait for it to be ready again."""
     before = stack.part(name)
-    killed_at = datetime.now().astimezone()
     before.process.signal(signal.SIGKILL)
     assert eventually(lambda: stack.part(name).state == "ready" and stack.part(name).pid != before.pid)
-    return (datetime.fromisoformat(stack.part(name).since) - killed_at).total_seconds()
 
 
 @pytest.mark.req("F6")
@@ -374,7 +377,7 @@ def test_killed_steward_takes_its_parts_along(stack: FakeStack) -> None:
     stack.behave(factory_names(stack.home, 1)[0], "stray")
     stack.up()
     kill_steward(stack)
-    assert eventually(lambda: stack.processes() == [], 20)
+    assert eventually(lambda: stack.processes() == [])
     assert read_state(stack.home) is None
 
 

@@ -7,16 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from store.settings_source import ROOT
+from tests.e2e.conftest import wait_for
 from workers.stack_state import StackState, read_state
 from workers.stack_stop import strays_of
 
@@ -78,7 +78,7 @@ def test_stack_that_ends_in_mid_build_leaves_no_engine(tmp_path: Path, temporal_
         gf(home, "up", "--detach")
         await_attempt(home, job_id, 2)
         state_of(home).steward.signal(signal.SIGKILL)
-        eventually(lambda: processes_of(home) == [])
+        wait_for("the end of all processes", lambda: processes_of(home) == [])
         gf(home, "up", "--detach")
         await_attempt(home, job_id, 3)
     finally:
@@ -97,16 +97,9 @@ def bare_remote(folder: Path) -> Path:
 
 def await_attempt(home: Path, job_id: str, epoch: int) -> None:
     """Wait until an attempt of the job, not older than `epoch`, has started its engine and what that starts."""
-    eventually(lambda: all(any(f"sleep 98700{n}" in line for line in processes_of(home)) for n in (1, 2, 3)))
-    eventually(lambda: gf(home, "job", job_id)["attempts"][-1]["epoch"] >= epoch)
-
-
-def eventually(condition: Callable[[], bool], within_s: float = 60.0) -> None:
-    """Look until the condition holds."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.25)
+    engine = [f"sleep 98700{number}" for number in (1, 2, 3)]
+    wait_for("its engine", lambda: all(any(one in line for line in processes_of(home)) for one in engine))
+    wait_for(f"epoch {epoch}", lambda: gf(home, "job", job_id)["attempts"][-1]["epoch"] >= epoch)
 
 
 def processes_of(home: Path) -> list[str]:
@@ -166,7 +159,7 @@ def test_killed_part_does_its_work_again(whole: tuple[Path, Any], kind: str) -> 
     home, said = whole
     before = next(part for part in state_of(home).parts if part.kind == kind)
     before.process.signal(signal.SIGKILL)
-    eventually(lambda: is_mended(home, before.name, before.pid))
+    wait_for(f"another {before.name}", lambda: is_mended(home, before.name, before.pid))
     again = gf(home, "up", "--detach")
     assert again["started"] is False
     assert again["urls"] == said["urls"]
@@ -183,7 +176,7 @@ def test_part_is_started_afresh_when_the_fork_server_is_gone(whole: tuple[Path, 
     os.kill(int(forks[0]), signal.SIGKILL)
     before = next(part for part in state.parts if part.kind == "control")
     before.process.signal(signal.SIGKILL)
-    eventually(lambda: is_mended(home, before.name, before.pid))
+    wait_for(f"another {before.name}", lambda: is_mended(home, before.name, before.pid))
     after = next(part for part in state_of(home).parts if part.kind == "control")
     assert str(after.pid) in children.read_text().split()
 
@@ -194,8 +187,14 @@ def command_of(pid: str) -> bytes:
 
 
 def is_mended(home: Path, name: str, old_pid: int) -> bool:
-    """Return whether another process does the part's work, and all others do theirs."""
-    parts = state_of(home).parts
-    return all(part.state in {"ready", "done"} for part in parts) and any(
-        part.name == name and part.pid != old_pid for part in parts
-    )
+    """Return whether another process does the part's work, all others do theirs, and the API finds the rest well."""
+    state = state_of(home)
+    if not any(part.name == name and part.pid != old_pid for part in state.parts):
+        return False
+    return all(part.state in {"ready", "done"} for part in state.parts) and health_of(state.urls["api"]) == "ok"
+
+
+def health_of(api: str) -> str:
+    """Return the API's word on itself, the ledger and Temporal, to which it connects anew when that was away."""
+    with urllib.request.urlopen(f"{api}/fleet/health", timeout=30) as answer:  # noqa: S310 - a URL of our own
+        return str(json.load(answer)["status"])
