@@ -186,9 +186,9 @@ async def test_stop_with_grace_lets_the_engine_end(tmp_path: Path, supervisors: 
 async def test_lease_that_is_renewed_lets_the_run_go_on(tmp_path: Path, supervisors: Supervisors) -> None:
     """Each beat moves the fence; without beats the run is ended although the agent is there."""
     run = await supervisors.launch(spec(tmp_path, "sleep 600", lease_until=boot_time() + 2.0), ENV)
-    for later_s in (2.5, 3.0):
-        renewed_until = boot_time() + later_s
-        run.beat(renewed_until)
+    renewed_until = boot_time() + 3.0
+    for until_s in (renewed_until - 0.5, renewed_until):
+        run.beat(until_s)
     assert (await ended(run)).reason == "fenced"
     assert boot_time() >= renewed_until
     run.close()
