@@ -57,7 +57,8 @@ def run(request: RunRequest, *, as_json: bool) -> ExitCode:
     except KeyboardInterrupt:
         _say_detached(jobs)
         codes.append(ExitCode.DETACHED)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if as_json:
         documents = [client.get(job_path(job["id"])) for job in jobs]
         output.document(documents[0] if len(documents) == 1 else {"jobs": documents})

@@ -20,10 +20,10 @@ import httpx
 from core.settings import Settings
 from store import migrate
 from store.token_files import ensure_factory_token
+from tests.waiting import PATIENCE_S
 from workers.temporal_server import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE_S = 120.0
 USER = "token"
 """Name of the file with the user's token."""
 NOWHERE = "127.0.0.1:1"
@@ -86,6 +86,7 @@ class ApiProcess:
             "GIGAFACTORY_API_URL": self.url,
             "GIGAFACTORY_TEMPORAL_ADDRESS": self.temporal_address,
             "GIGAFACTORY_SEAT_WAIT_S": "0",  # there is no factory
+            "GIGAFACTORY_FACTORY_BEAT_S": "600",  # nor does one beat that a test registers
         }
 
     def start(self) -> None:

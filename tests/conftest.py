@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 import structlog
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
@@ -29,6 +30,13 @@ DIES_WITH_US = 'exec 3<&0; "$@" </dev/null 3<&- & server=$!; read -r _ <&3; kill
 CLEANS_UP = 'read -r _ || sleep 15; exec "$@"'
 """A shell line that runs a command once it is told to, or once its standard input closes without a word: then, killed
 with the test process, a stack may be in the middle of its start, and cannot be taken down before there is a record."""
+
+
+# No example fails because it took long: these tests run beside others that want the same cores.
+hypothesis.settings.register_profile(
+    "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy machine")
 
 
 def pytest_configure() -> None:

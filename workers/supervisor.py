@@ -66,10 +66,15 @@ class LifeLine:
         self.ended = False
 
     def first(self) -> dict[str, Any]:
-        """Wait for the first command; an empty one when the agent is gone already."""
+        """Wait for the first command; an empty one when the agent is gone already. Others stay to be taken."""
         while b"\n" not in self._buffer and not self.ended:
             self._fill()
-        return next(iter(self.take()), {})
+        line, newline, rest = self._buffer.partition(b"\n")
+        if not newline:
+            return {}
+        self._buffer = rest
+        first: dict[str, Any] = json.loads(line)
+        return first
 
     def read(self) -> list[dict[str, Any]]:
         """Return the commands that have come; the descriptor must be readable."""
@@ -179,6 +184,7 @@ class Supervisor:
         engine_fd = _pidfd(self.engine)
         if engine_fd >= 0:
             poller.register(engine_fd, select.POLLIN)
+        self._obey(self.line.take())  # what came together with the environments, while we only just began
         while True:
             ready = {fd for fd, _ in poller.poll(self._pause_ms(engine_fd >= 0))}
             self._reap()
@@ -207,7 +213,7 @@ class Supervisor:
                 self.sealed = str(command["sha"])
             elif command["op"] == "bye":
                 self.said_bye = True
-        if self.line.ended and not self.said_bye:
+        if self.line.ended:  # after `bye` nobody waits for the work, and nothing may go on either
             self.reason, self.kill_at = "agent_died", 0.0
 
     def _stop(self, reason: str, grace_s: float) -> None:

@@ -24,15 +24,8 @@ from core.switch import Halt, SwitchState
 from engines.base import EngineOutcome
 from tests.activities.factory_bench import Bench
 from tests.repositories import Checkout
+from tests.waiting import PATIENCE_S, until, written
 from workers.process_table import birth_of
-
-
-async def appears(path: Path) -> str:
-    """Wait for a file with something in it."""
-    async with asyncio.timeout(20):
-        while not path.exists() or not path.read_text().strip():
-            await asyncio.sleep(0.01)
-    return path.read_text().strip()
 
 
 async def test_attempt_seals_one_squashed_commit_on_the_base(bench: Bench, remote: Checkout) -> None:
@@ -117,7 +110,7 @@ async def running(bench: Bench, script: str, **more: object) -> tuple[asyncio.Ta
     """Start an attempt; return it with its worktree once the script runs."""
     task = asyncio.create_task(bench.build(bench.spec(f"{script}; echo up > up; sleep 600", **more)))
     work = bench.context.paths.attempt("j-1", 1) / "work"
-    await appears(work / "up")
+    await written(work / "up")
     return task, work
 
 
@@ -126,7 +119,7 @@ async def waiting(bench: Bench, then: str) -> tuple[asyncio.Task[BuildResult], P
     script = f"echo up > up; while [ ! -e stop ]; do sleep 0.05; done; rm stop up; {then}"
     task = asyncio.create_task(bench.build(bench.spec(script)))
     work = bench.context.paths.attempt("j-1", 1) / "work"
-    await appears(work / "up")
+    await written(work / "up")
     return task, work
 
 
@@ -136,7 +129,7 @@ async def test_cancel_by_heartbeat_kills_and_keeps_the_work(bench: Bench, remote
     pid = int((work / "pid").read_text())
     assert bench.handle.beats or bench.handle.answer == "ok"
     bench.handle.answer = "cancel"
-    built = await asyncio.wait_for(task, 10)
+    built = await asyncio.wait_for(task, PATIENCE_S)
     assert (built.failure, built.message) == (FailureKind.CANCELLED, "cancelled")
     assert birth_of(pid) is None
     assert remote.git("show", f"{remote.ref(wip_ref('j-1', 1))}:new.txt") == "half"
@@ -145,8 +138,7 @@ async def test_cancel_by_heartbeat_kills_and_keeps_the_work(bench: Bench, remote
 async def test_beats_tell_epoch_and_progress_within_a_kilobyte(bench: Bench) -> None:
     """What the server keeps of a beat is small and says where the attempt is."""
     task, _ = await running(bench, "true")
-    while not bench.handle.beats:
-        await asyncio.sleep(0.01)
+    await until(lambda: bench.handle.beats)
     beat = bench.handle.beats[-1]
     assert beat["epoch"] == 1
     assert len(json.dumps(beat)) < 1024
@@ -157,10 +149,10 @@ async def test_beats_tell_epoch_and_progress_within_a_kilobyte(bench: Bench) -> 
 @pytest.mark.parametrize("answer", ["away", "gone"])
 async def test_lease_that_cannot_be_renewed_fences_itself(tmp_path: Path, remote: Checkout, answer: str) -> None:
     """Without acknowledged beats the engine is dead before the lease is; nothing is delivered."""
-    bench = Bench(tmp_path / "home", remote, lease_ttl_s=1.5)
+    bench = Bench(tmp_path / "home", remote, lease_ttl_s=4.0)
     task, _ = await running(bench, "true")
     bench.handle.answer = answer  # type: ignore[assignment]
-    built = await asyncio.wait_for(task, 10)
+    built = await asyncio.wait_for(task, PATIENCE_S)
     bench.supervisors.close()
     assert (built.failure, bench.reports.delivered) == (FailureKind.LEASE_LOST, [])
 
@@ -169,13 +161,13 @@ async def test_lease_that_cannot_be_renewed_fences_itself(tmp_path: Path, remote
 @pytest.mark.parametrize("answer", ["away", "gone"])
 async def test_lease_that_the_ledger_keeps_lets_the_engine_go_on(tmp_path: Path, remote: Checkout, answer: str) -> None:
     """Temporal is away for longer than the lease, or has given the activity up: the same engine ends its work."""
-    bench = Bench(tmp_path / "home", remote, lease_ttl_s=1.5)
+    bench = Bench(tmp_path / "home", remote, lease_ttl_s=4.0)
     task, work = await waiting(bench, "echo whole > new.txt")
     bench.reports.confirm_with = ""
     bench.handle.answer = answer  # type: ignore[assignment]
-    await asyncio.sleep(4.0)
+    await asyncio.sleep(5.0)
     (work / "stop").touch()
-    built = await asyncio.wait_for(task, 20)
+    built = await asyncio.wait_for(task, PATIENCE_S)
     bench.supervisors.close()
     assert (built.outcome, bench.reports.delivered) == ("succeeded", [built]), built.message
     assert remote.git("show", f"{built.candidate_sha}:new.txt") == "whole"
@@ -189,7 +181,7 @@ async def test_ledger_s_word_ends_what_temporal_has_given_up(bench: Bench, word:
     pid = int((work / "pid").read_text())
     bench.reports.confirm_with = word  # type: ignore[assignment]
     bench.handle.answer = "gone"
-    built = await asyncio.wait_for(task, 20)
+    built = await asyncio.wait_for(task, PATIENCE_S)
     assert built.failure == failure
     assert birth_of(pid) is None
     assert bench.reports.delivered == ([built] if word == "cancelled" else [])
@@ -205,18 +197,16 @@ async def test_engine_that_may_finish_without_a_lease_leaves_its_work_in_quarant
     spec = bench.spec(script, on_lease_loss="finish-quarantined")
     task = asyncio.create_task(bench.build(spec))
     work = bench.context.paths.attempt("j-1", 1) / "work"
-    await appears(work / "up")
+    await written(work / "up")
     if when == "while it runs":
         bench.reports.confirm_with, bench.handle.answer = "stale", "gone"
-        built = await asyncio.wait_for(task, 20)
+        built = await asyncio.wait_for(task, PATIENCE_S)
         assert bench.context.running.all() == (("j-1", 1),)
     else:
         bench.reports.stale = True
     (work / "stop").touch()
-    async with asyncio.timeout(20):
-        while not bench.reports.kept:
-            await asyncio.sleep(0.02)
-    built = await asyncio.wait_for(task, 20)
+    await until(lambda: bench.reports.kept)
+    built = await asyncio.wait_for(task, PATIENCE_S)
     assert (built.failure, built.candidate_sha) == (FailureKind.LEASE_LOST, "")
     ((ref, sha),) = bench.reports.kept
     assert (ref, remote.ref(ref)) == (quarantine_ref("j-1", 1), sha)
@@ -224,23 +214,19 @@ async def test_engine_that_may_finish_without_a_lease_leaves_its_work_in_quarant
     assert bench.reports.delivered == []
     if when == "while it runs":
         assert remote.ref(wip_ref("j-1", 1)) == ""
-    async with asyncio.timeout(20):
-        while bench.context.running.all():
-            await asyncio.sleep(0.02)
+    await until(lambda: not bench.context.running.all())
 
 
 async def test_engine_that_finishes_without_a_lease_can_still_be_stopped(bench: Bench) -> None:
     """A drain, like a cancel or the kill switch, ends it."""
     spec = bench.spec("echo $$ > pid; sleep 600", on_lease_loss="finish-quarantined")
     task = asyncio.create_task(bench.build(spec))
-    pid = int(await appears(bench.context.paths.attempt("j-1", 1) / "work" / "pid"))
+    pid = int(await written(bench.context.paths.attempt("j-1", 1) / "work" / "pid"))
     bench.reports.confirm_with, bench.handle.answer = "stale", "gone"
-    assert (await asyncio.wait_for(task, 20)).failure == FailureKind.LEASE_LOST
+    assert (await asyncio.wait_for(task, PATIENCE_S)).failure == FailureKind.LEASE_LOST
     assert birth_of(pid) is not None
     bench.context.draining.set()
-    async with asyncio.timeout(20):
-        while bench.context.running.all():
-            await asyncio.sleep(0.02)
+    await until(lambda: not bench.context.running.all())
     assert birth_of(pid) is None
 
 
@@ -251,9 +237,9 @@ async def test_work_in_a_directory_never_goes_on_without_a_lease(tmp_path: Path,
     repository = Repository(kind=RepositoryKind.DIRECTORY, url=str(place), host="box")
     spec = bench.spec("echo $$ > pid; sleep 600", on_lease_loss="finish-quarantined", repository=repository)
     task = asyncio.create_task(bench.build(spec))
-    pid = int(await appears(place / "pid"))
+    pid = int(await written(place / "pid"))
     bench.reports.confirm_with, bench.handle.answer = "stale", "gone"
-    assert (await asyncio.wait_for(task, 20)).failure == FailureKind.LEASE_LOST
+    assert (await asyncio.wait_for(task, PATIENCE_S)).failure == FailureKind.LEASE_LOST
     assert birth_of(pid) is None
 
 
@@ -262,10 +248,9 @@ async def test_failure_of_an_attempt_that_temporal_has_given_up_is_handed_in(ben
     task, work = await waiting(bench, "exit 4")
     bench.reports.confirm_with = ""
     bench.handle.answer = "gone"
-    while not bench.reports.confirmed:
-        await asyncio.sleep(0.01)
+    await until(lambda: bench.reports.confirmed)
     (work / "stop").touch()
-    built = await asyncio.wait_for(task, 20)
+    built = await asyncio.wait_for(task, PATIENCE_S)
     assert (built.failure, built.exit_code) == (FailureKind.ENGINE_ERROR, 4)
     assert bench.reports.delivered == [built]
 
@@ -318,7 +303,7 @@ async def test_drain_ends_the_attempt_with_a_checkpoint(bench: Bench, remote: Ch
     """A factory that is told to go hands its work on, without blame."""
     task, _ = await running(bench, "echo half > new.txt")
     bench.context.draining.set()
-    built = await asyncio.wait_for(task, 10)
+    built = await asyncio.wait_for(task, PATIENCE_S)
     assert (built.failure, built.message) == (FailureKind.INTERRUPTED, "factory drained")
     assert remote.git("show", f"{built.checkpoint_sha}:new.txt") == "half"
 
@@ -338,7 +323,7 @@ async def test_order_to_stop_ends_the_attempt_with_a_checkpoint(bench: Bench, re
         assert orders.see("/home/x/KILL")
     else:
         orders.hear(SwitchState(), hand_over=True)
-    built = await asyncio.wait_for(task, 10)
+    built = await asyncio.wait_for(task, PATIENCE_S)
     assert built.failure == FailureKind.INTERRUPTED
     told = {"switch": "engine shell was halted by ada: bad prompt", "sentinel": "KILL", "hand-over": "drained"}
     assert told[how] in built.message
@@ -354,11 +339,10 @@ async def test_only_a_halt_that_covers_the_attempt_stops_it(bench: Bench) -> Non
     orders.hear(SwitchState(epoch=2, halts=others), hand_over=False)
     orders.hear(SwitchState(epoch=1, halts=(HALT,)), hand_over=False)
     beats = len(bench.handle.beats)
-    while len(bench.handle.beats) < beats + 3:
-        await asyncio.sleep(0.01)
+    await until(lambda: len(bench.handle.beats) >= beats + 3)
     assert not task.done()
     orders.hear(SwitchState(epoch=3, halts=(HALT,)), hand_over=False)
-    assert (await asyncio.wait_for(task, 10)).failure == FailureKind.INTERRUPTED
+    assert (await asyncio.wait_for(task, PATIENCE_S)).failure == FailureKind.INTERRUPTED
 
 
 async def test_grant_from_after_a_halt_is_not_stopped_by_it(bench: Bench) -> None:
@@ -385,9 +369,9 @@ async def test_wall_time_is_enforced(bench: Bench) -> None:
 async def test_supervisor_killed_fails_the_attempt_and_saves_its_work(bench: Bench, remote: Checkout) -> None:
     """SIGKILL of the supervisor: the agent kills, saves and says so."""
     task, work = await running(bench, "echo half > new.txt")
-    state = json.loads((work.parent / "state.json").read_text())
+    state = json.loads(await written(work.parent / "state.json"))
     os.kill(state["supervisor"]["pid"], signal.SIGKILL)
-    built = await asyncio.wait_for(task, 20)
+    built = await asyncio.wait_for(task, PATIENCE_S)
     assert built.failure == FailureKind.CRASH
     assert "supervisor" in built.message
     assert birth_of(state["engine"]["pid"]) is None
@@ -399,9 +383,9 @@ async def test_cancel_by_the_sdk_kills_and_answers(bench: Bench, remote: Checkou
     environment = bench.environment()
     request = bench.build_request(bench.spec("echo half > new.txt; echo up > up; sleep 600"))
     task = asyncio.ensure_future(environment.run(EngineActivities(bench.context).run_engine, request))
-    await appears(bench.context.paths.attempt("j-1", 1) / "work" / "up")
+    await written(bench.context.paths.attempt("j-1", 1) / "work" / "up")
     environment.cancel()
-    built = await asyncio.wait_for(task, 10)
+    built = await asyncio.wait_for(task, PATIENCE_S)
     assert built.failure == FailureKind.CANCELLED
     assert remote.git("show", f"{built.checkpoint_sha}:new.txt") == "half"
 
@@ -442,7 +426,7 @@ async def test_cancel_while_the_api_is_away_gives_the_result_up(bench: Bench) ->
         await never.wait()
 
     bench.reports.deliver = deliver  # type: ignore[method-assign]
-    built = await asyncio.wait_for(bench.build(bench.spec("echo x > x")), 10)
+    built = await asyncio.wait_for(bench.build(bench.spec("echo x > x")), PATIENCE_S)
     assert (built.outcome, built.failure) == ("failed", FailureKind.LEASE_LOST)
     assert "before its result was taken" in built.message
 

@@ -18,6 +18,8 @@ from activities.fence import Objects, closed, job_ref, opened, shipped
 from activities.workspace import Workspaces, store
 from core.errors import WorkspaceError
 from tests.repositories import Checkout
+from tests.waiting import until, written
+from workers.process_table import birth_of
 
 WHO = git.Identity("Ada", "ada@example.org")
 
@@ -57,7 +59,7 @@ async def test_slow_command_is_killed_with_its_children(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(WorkspaceError, match="took longer than"):
         await git.run_git("-c", "alias.wait=!sleep 600", "wait", at=tmp_path, timeout_s=0.3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 async def test_cancelled_push_leaves_no_lock_on_a_remote_of_this_machine(tmp_path: Path, remote: Checkout) -> None:
@@ -69,8 +71,7 @@ async def test_cancelled_push_leaves_no_lock_on_a_remote_of_this_machine(tmp_pat
     hook.write_text(f'#!/bin/sh\n[ "$1" = prepared ] || exit 0\n: > {held}\nsleep 600\n')
     hook.chmod(0o755)
     pushing = asyncio.create_task(git.push(remote.path, str(bare), ["HEAD:refs/gigafactory/job/j-1"]))
-    while not held.exists():
-        await asyncio.sleep(0.01)
+    await until(held.exists)
     pushing.cancel()
     with suppress(asyncio.CancelledError):
         await pushing
@@ -85,7 +86,7 @@ async def test_cancelled_command_is_killed(tmp_path: Path) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await gone(int((tmp_path / "pid").read_text()))
+    await until(lambda: birth_of(int((tmp_path / "pid").read_text())) is None)
 
 
 async def test_command_that_is_cancelled_while_it_is_being_started_is_killed(
@@ -105,21 +106,7 @@ async def test_command_that_is_cancelled_while_it_is_being_started_is_killed(
     task = asyncio.create_task(git.run_git("-c", "alias.wait=!echo $$ > pid; sleep 600", "wait", at=tmp_path))
     with pytest.raises(asyncio.CancelledError):
         await task
-    await gone(int((tmp_path / "pid").read_text()))
-
-
-async def written(path: Path) -> None:
-    """Wait until the file has something in it."""
-    async with asyncio.timeout(60):
-        while not path.exists() or not path.read_text():
-            await asyncio.sleep(0.01)
-
-
-async def gone(pid: int) -> None:
-    """Wait until there is no such process any more."""
-    async with asyncio.timeout(60):
-        while Path(f"/proc/{pid}").exists():
-            await asyncio.sleep(0.01)
+    await until(lambda: birth_of(int((tmp_path / "pid").read_text())) is None)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from activities.git import split_patch
 from core.job import Repository, RepositoryKind
 from tests.activities.factory_bench import Bench
 from tests.repositories import Checkout
+from tests.waiting import PATIENCE_S, until
 from workers.process_table import birth_of
 
 
@@ -105,21 +106,21 @@ async def test_halt_ends_verify_which_begins_anew_when_it_is_released(bench: Ben
     judging = asyncio.create_task(bench.judge(spec, await bench.build(spec)))
     (pid,) = await lines_of(runs, 1)
     bench.context.orders.see("/home/x/KILL")
-    while birth_of(int(pid)) is not None:
-        await asyncio.sleep(0.01)
+    await until(lambda: birth_of(int(pid)) is None)
     go.touch()
     assert not judging.done()
     bench.context.orders.see("")
-    assert (await asyncio.wait_for(judging, 20)).verify == "passed"
+    assert (await asyncio.wait_for(judging, PATIENCE_S)).verify == "passed"
     assert len(await lines_of(runs, 2)) == 2
 
 
 async def lines_of(path: Path, count: int) -> list[str]:
     """Wait until a file has that many lines."""
-    async with asyncio.timeout(20):
-        while not path.exists() or len(path.read_text().splitlines()) < count:
-            await asyncio.sleep(0.01)
-    return path.read_text().splitlines()
+
+    def lines() -> list[str]:
+        return path.read_text().splitlines() if path.exists() else []
+
+    return await until(lambda: len(lines()) >= count and lines()) or []
 
 
 async def test_verify_that_hangs_is_ended(bench: Bench) -> None:
@@ -137,11 +138,10 @@ async def test_judge_cancelled_kills_verify(bench: Bench) -> None:
     built = await bench.build(spec)
     task = asyncio.create_task(bench.judge(spec, built))
     folder = bench.context.paths.attempt("j-1", 1)
-    while not list(folder.glob("verify-*/state.json")):
-        await asyncio.sleep(0.01)
+    await until(lambda: list(folder.glob("verify-*/state.json")))
     bench.handle.answer = "cancel"
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, PATIENCE_S)
     (done,) = folder.glob("verify-*/exit.json")
     assert '"cancelled"' in done.read_text()
 

@@ -16,6 +16,7 @@ from api.shelf import ProfileShelf
 from core.errors import InvalidInput, Unavailable
 from core.settings import Settings
 from tests.api.conftest import Api, Manifest, some_factory
+from tests.waiting import PATIENCE_S
 
 
 async def test_link_connects_when_temporal_is_there(
@@ -34,7 +35,7 @@ async def test_link_connects_when_temporal_is_there(
     with pytest.raises(Unavailable, match="nowhere:1"):
         _ = link.jobs
     assert await link.health() == "not connected yet"
-    await asyncio.wait_for(link.run(), 20)
+    await asyncio.wait_for(link.run(), PATIENCE_S)
     assert refusals == []
     assert await link.health() == "ok"
     assert link.jobs is await link.connected()
@@ -59,7 +60,7 @@ async def test_dispatcher_hands_out_seats_when_woken(api: Api, manifest: Manifes
     loop = asyncio.create_task(dispatcher.dispatch_forever())
     await api.ledger.register_factory(some_factory(), (await api.ledger.job(job_id)).submitted_at)
     dispatcher.wake()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while await api.ledger.grant(job_id) is None:
             await asyncio.sleep(0.01)
     assert broken == 0
@@ -74,7 +75,7 @@ async def test_quiet_dispatcher_looks_for_silent_factories(api: Api) -> None:
     long_ago = some_factory()
     await api.ledger.register_factory(long_ago, datetime.now(UTC) - timedelta(hours=1))
     loop = asyncio.create_task(dispatcher.dispatch_forever())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await api.ledger.factory(long_ago.name)).state != "offline":
             await asyncio.sleep(0.01)
     loop.cancel()

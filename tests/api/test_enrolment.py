@@ -16,6 +16,7 @@ from core.settings import Settings
 from core.version import VERSION
 from tests.api.conftest import Api, Manifest
 from tests.api.test_factories import offer
+from tests.waiting import PATIENCE_S
 
 HERE: dict[str, Any] = {"host": "box", "version": VERSION}
 
@@ -33,7 +34,7 @@ async def enrol(api: Api, secret: str, **fields: Any) -> httpx.Response:
 
 async def refused(request: Callable[[], Awaitable[httpx.Response]]) -> None:
     """Repeat a request until its token is refused: the book of tokens may be a quarter of a second old."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while (await request()).status_code != 401:
             await asyncio.sleep(0.02)
 

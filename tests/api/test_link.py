@@ -19,7 +19,8 @@ from api.link import MAX_COMPLAINTS, Link, Pace
 from core.errors import Unauthenticated
 from core.link import Call
 from tests.api.test_revocation import made, second_process
-from tests.api_process import PATIENCE_S, ApiProcess, running_api
+from tests.api_process import ApiProcess, running_api
+from tests.waiting import PATIENCE_S
 
 JOB = "---\nengine: shell\nrepo: scratch:demo\n---\n# Say hi\n\necho hi > hi.txt\n"
 FACTORY, INSTANCE = "mac-1", "agent-1"

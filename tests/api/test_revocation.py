@@ -14,7 +14,8 @@ import pytest
 from cli.client import Client, ConnectionLost
 from cli.home import Endpoint
 from store.token_book import MAX_AGE_S
-from tests.api_process import NOWHERE, PATIENCE_S, ApiProcess, running_api
+from tests.api_process import NOWHERE, ApiProcess, running_api
+from tests.waiting import PATIENCE_S
 from workers.temporal_server import free_port
 
 JOB = "---\nengine: shell\nrepo: scratch:demo\n---\n# Say hi\n\necho hi > hi.txt\n"

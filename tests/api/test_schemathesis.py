@@ -36,7 +36,6 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
 @schema.parametrize()
 @settings(
     max_examples=12,
-    deadline=None,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=list(HealthCheck),
     derandomize=True,

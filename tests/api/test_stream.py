@@ -20,6 +20,7 @@ from core.lifecycle import Record
 from store.messages import AttemptReport, LogBlock, LogLine
 from store.views import EventView, LogView
 from tests.api.conftest import Api, Manifest
+from tests.waiting import PATIENCE_S
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -152,7 +153,7 @@ async def test_long_log_comes_whole_and_in_order(api: Api, talkative: str, monke
 async def next_frames(stream: AsyncIterator[bytes], count: int) -> list[Frame]:
     """Take `count` frames from a stream that goes on."""
     found: list[Frame] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while len(found) < count:
             found += parse((await anext(stream)).decode())
     return found
@@ -188,7 +189,7 @@ async def test_stopping_api_closes_its_streams_without_an_end(api: Api, talkativ
     """A restart is no end of the job: readers come back with the last id."""
     stream = stream_of(api).frames(talkative, Position(), follow=True)
     api.backend.stopping.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         frames = [frame async for chunk in stream for frame in parse(chunk.decode())]
     assert frames
     assert "end" not in [frame.name for frame in frames]
@@ -199,7 +200,7 @@ async def test_quiet_stream_is_kept_alive(api: Api, talkative: str, monkeypatch:
     monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.01)
     monkeypatch.setattr(sse, "POLL_S", 0.01)
     stream = stream_of(api).frames(talkative, Position(10**6, 10**6), follow=True)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         chunks = [await anext(stream) for _ in range(4)]
     assert chunks[1:] == [b": caught up\n\n"] * 3
     await stream.aclose()

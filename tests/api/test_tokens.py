@@ -11,6 +11,7 @@ import pytest
 from core.tokens import ENROLMENT_LIFETIME, LIFETIME
 from tests.api.conftest import Api, Manifest, some_factory
 from tests.api.test_factories import offer
+from tests.waiting import PATIENCE_S
 
 
 def moment(text: str) -> datetime:
@@ -70,7 +71,7 @@ async def test_lifetimes_have_defaults_and_can_be_chosen(api: Api) -> None:
 @pytest.mark.req("S2")
 async def test_expired_token_is_refused_and_told_so(api: Api) -> None:
     """A token ends at its time; who shows it learns why."""
-    made = await api.made(lifetime_s=1)
+    made = await api.made(lifetime_s=3)
     assert (await api.call(made["secret"], "GET", "/fleet/jobs")).status_code == 200
     while datetime.now(UTC) <= moment(made["token"]["expires_at"]):
         await asyncio.sleep(0.05)
@@ -90,7 +91,7 @@ async def test_revoked_token_is_refused_at_once_in_the_same_process(api: Api) ->
     path = f"/fleet/tokens/{made['token']['id']}/revoke"
     ended = await api.user.post(path, json={"reason": "the laptop was lost"})
     assert (ended.status_code, ended.json()["state"]) == (200, "revoked")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while (answer := await api.call(made["secret"], "GET", "/fleet/jobs")).status_code == 200:
             await asyncio.sleep(0.02)
     assert answer.status_code == 401
@@ -103,7 +104,7 @@ async def test_rotated_token_and_its_successor_are_both_good_for_the_grace(api: 
     """The old one ends with the grace, not before; the new one has the same rights and a lifetime of its own."""
     old = await api.made(roles=["operator"], products=["shop"])
     path = f"/fleet/tokens/{old['token']['id']}/rotate"
-    new = (await api.user.post(path, json={"grace_s": 2})).json()
+    new = (await api.user.post(path, json={"grace_s": 4})).json()
     assert new["secret"] != old["secret"]
     assert {key: new["token"][key] for key in ("name", "roles", "products")} == {
         key: old["token"][key] for key in ("name", "roles", "products")
@@ -116,7 +117,7 @@ async def test_rotated_token_and_its_successor_are_both_good_for_the_grace(api: 
         new["token"]["id"],
     )
     assert (await api.user.post(path, json={})).status_code == 409
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (answer := await api.call(old["secret"], "GET", "/fleet/jobs")).status_code == 200:
             await asyncio.sleep(0.05)
     assert new["token"]["id"] in answer.json()["detail"]

@@ -26,6 +26,7 @@ from core.settings import Settings
 from store import open_ledger
 from store.ledger import Ledger
 from tests.api_process import ROOT, ApiProcess, running_api
+from tests.waiting import PATIENCE_S
 
 CLI = (sys.executable, "-P", "-m", "cli")
 SHA = "c" * 40
@@ -50,7 +51,7 @@ class Gf:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
         )
 
@@ -88,7 +89,7 @@ class Gf:
 
     def until(self, job_id: str, stage: str) -> dict[str, Any]:
         """Wait until the job is in a stage; return its document."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             document: dict[str, Any] = self.api.get(f"/fleet/jobs/{job_id}")
             if document["stage"] == stage:
@@ -205,7 +206,7 @@ def nowhere(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
         )
 

@@ -13,6 +13,7 @@ from cli.exit_codes import ExitCode
 from core.job import Stage
 from core.version import VERSION
 from tests.cli.conftest import CLI, DIFF, Gf, only_document
+from tests.waiting import PATIENCE_S
 
 Nowhere = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -47,7 +48,7 @@ def test_submit_reads_standard_input(gf: Gf) -> None:
         input=text,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert len(only_document(done)["jobs"]) == 1
@@ -274,7 +275,12 @@ def test_reader_that_goes_away_is_no_error(gf: Gf) -> None:
     gf.print_lines(job_id, *("x" * 200 for _ in range(3000)))
     command = f"{' '.join(CLI)} logs {job_id} | head -1"
     done = subprocess.run(
-        ["bash", "-c", command], env=gf.api.environment(), capture_output=True, text=True, timeout=60, check=False
+        ["bash", "-c", command],
+        env=gf.api.environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr == ""
@@ -292,7 +298,7 @@ def test_follow_gives_a_line_for_each_and_ends_with_the_job(gf: Gf) -> None:
     first = [json.loads(process.stdout.readline())["text"] for _ in range(2)]
     gf.print_lines(job_id, "three", first_seq=3)
     gf.end(job_id, Stage.FAILED)
-    rest, errors = process.communicate(timeout=30)
+    rest, errors = process.communicate(timeout=PATIENCE_S)
     assert first + [json.loads(line)["text"] for line in rest.splitlines()] == ["one", "two", "three"]
     assert (process.returncode, errors) == (0, "")
 
@@ -308,7 +314,7 @@ def test_follow_survives_a_restart_of_the_api_without_loss_or_repetition(gf: Gf)
     gf.api.start()
     gf.print_lines(job_id, "three", "four", first_seq=3)
     gf.end(job_id, Stage.FAILED)
-    rest, errors = process.communicate(timeout=60)
+    rest, errors = process.communicate(timeout=PATIENCE_S)
     assert seen + [json.loads(line)["text"] for line in rest.splitlines()] == ["one", "two", "three", "four"]
     assert process.returncode == 0
     assert "trying again" in errors

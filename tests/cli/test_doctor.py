@@ -130,10 +130,17 @@ def test_taken_port_is_a_warning(home: Path) -> None:
 
 def test_temporal_address_that_does_not_answer_is_a_failure(home: Path) -> None:
     """A configured server must be there."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        port = server.getsockname()[1]
-    patient = Patient(home, Settings(home=home, temporal_address=f"127.0.0.1:{port}"), None)
-    assert next(doctor_module.check_temporal(patient)).status == "fail"
+    with closing(silent_socket()) as taken:
+        port = taken.getsockname()[1]
+        patient = Patient(home, Settings(home=home, temporal_address=f"127.0.0.1:{port}"), None)
+        assert next(doctor_module.check_temporal(patient)).status == "fail"
+
+
+def silent_socket() -> socket.socket:
+    """Return a socket that has a port to itself and listens to nobody there."""
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    return taken
 
 
 def test_missing_temporal_is_a_warning(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,10 +200,10 @@ def test_stack_that_does_not_answer_is_a_failure(look: Look, home: Path) -> None
     """A living steward is not enough: the API must answer, and the versions must agree."""
     me = ProcessId.of(os.getpid())
     assert me is not None
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
-    write_state(home, StackState("0.0.9", str(home), "ready", "", me, urls={"api": url}))
-    version, answer = look("stack")
+    with closing(silent_socket()) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        write_state(home, StackState("0.0.9", str(home), "ready", "", me, urls={"api": url}))
+        version, answer = look("stack")
     assert version.status == answer.status == "fail"
     assert "version 0.0.9 runs" in version.seen
     assert "no answer" in answer.seen

@@ -14,6 +14,7 @@ import pytest
 
 from tests.api_process import ROOT, ApiProcess
 from tests.cli.conftest import Gf, only_document
+from tests.waiting import PATIENCE_S
 
 
 def made(gf: Gf, *arguments: str) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def enroll(home: Path, *arguments: str, **environ: str) -> subprocess.CompletedP
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
 

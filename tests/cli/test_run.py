@@ -18,8 +18,7 @@ from cli.exit_codes import ExitCode
 from core.job import Condition, Stage
 from core.lifecycle import Entry, Record
 from tests.cli.conftest import CLI, SHA, Gf, only_document
-
-PATIENCE_S = 30.0
+from tests.waiting import PATIENCE_S
 
 
 def started(gf: Gf, *options: str) -> tuple[subprocess.Popen[str], str]:

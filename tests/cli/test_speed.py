@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.cli.conftest import Gf
+from tests.waiting import PATIENCE_S
 
 HEAVY = ("rich", "httpx", "sqlalchemy", "temporalio", "asyncio", "fastapi", "yaml", "psutil", "store", "workers")
 """What costs tens of milliseconds; a command that asks needs none of it when it writes into a pipe.
@@ -38,7 +39,13 @@ def test_command_that_asks_imports_nothing_heavy(gf: Gf, arguments: tuple[str, .
     job_id = gf.submit("capabilities: [has:xcode]")
     command = [sys.executable, "-P", "-X", "importtime", "-m", "cli", *(a.replace("{job}", job_id) for a in arguments)]
     done = subprocess.run(
-        command, env=gf.api.environment(), cwd=gf.folder, capture_output=True, text=True, timeout=60, check=False
+        command,
+        env=gf.api.environment(),
+        cwd=gf.folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "typer" in imported

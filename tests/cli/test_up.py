@@ -17,6 +17,7 @@ import pytest
 
 from cli.up import down, ensure_up, status, up
 from core.version import VERSION
+from tests.waiting import PATIENCE_S
 from workers import stack_start
 from workers.stack_home import factory_names, prepare
 from workers.stack_state import read_state, write_atomically, write_state
@@ -186,7 +187,7 @@ def test_status_after_the_steward_was_killed_names_what_is_left(
     os.kill(state.steward.pid, signal.SIGSTOP)
     guard.process.signal(signal.SIGKILL)
     state.steward.signal(signal.SIGKILL)
-    assert wait_gone([state.steward], 5.0) == []
+    assert wait_gone([state.steward], PATIENCE_S) == []
     assert status(as_json=True) == 6
     document, _ = shown()
     assert document["state"] == "broken"
@@ -214,9 +215,9 @@ def test_stack_in_the_foreground_ends_with_its_command(home: Path, number: signa
         state = read_state(home)
         assert state is not None
         shell.send_signal(number)
-        shell.communicate(timeout=20)
+        shell.communicate(timeout=PATIENCE_S)
     assert shell.returncode == (-number if number == signal.SIGKILL else 0)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while (state.alive or strays_of(home)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not state.alive

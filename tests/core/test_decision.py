@@ -655,7 +655,7 @@ def step(state: JobState, event: Event, now: datetime) -> Decision:
         return Decision(state=state)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(specs, st.booleans(), st.lists(events, max_size=30))
 def test_any_sequence_skips_no_stage_and_leaves_no_end(job: JobSpec, granted: bool, sequence: list[Event]) -> None:
     """Whatever happens: only legal changes, ends stay ends, at most one step, and an end is always written."""
@@ -688,7 +688,7 @@ def test_any_sequence_skips_no_stage_and_leaves_no_end(job: JobSpec, granted: bo
             assert state.step == ""
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(specs, st.lists(events, max_size=25))
 def test_any_live_job_moves_waits_for_a_time_or_shows_why_not(job: JobSpec, sequence: list[Event]) -> None:
     """No job is stuck in silence: a step runs, a time is set, a human or the ledger is asked, or a condition tells."""
@@ -708,7 +708,7 @@ def test_any_live_job_moves_waits_for_a_time_or_shows_why_not(job: JobSpec, sequ
         assert state.ended or state.step or state.wake_at or at_a_gate or asked_ledger or state.conditions, event
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(specs, st.lists(events, max_size=25))
 def test_decide_ships_only_an_approved_candidate(job: JobSpec, sequence: list[Event]) -> None:
     """A ship command follows only an action that named the candidate, or the auto policy after a green verify."""

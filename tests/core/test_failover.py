@@ -146,7 +146,7 @@ worlds = st.dictionaries(places, turns, min_size=1, max_size=9)
 
 
 @pytest.mark.req("F6", "L5")
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(worlds, st.sampled_from([None, RetrySpec(max=0), RetrySpec(max=1)]))
 def test_places_that_turn_a_job_away_cost_it_nothing_but_time(
     answers: dict[Place, list[Turn]], retry: RetrySpec | None
@@ -160,7 +160,7 @@ def test_places_that_turn_a_job_away_cost_it_nothing_but_time(
 
 
 @pytest.mark.req("F6", "L5")
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(worlds)
 def test_job_moves_at_most_once_to_each_place_before_it_rests(answers: dict[Place, list[Turn]]) -> None:
     """There is no circle: while no time passes, no place is asked twice, and then the job sleeps for the first."""
@@ -179,7 +179,7 @@ def test_job_moves_at_most_once_to_each_place_before_it_rests(answers: dict[Plac
 
 
 @pytest.mark.req("F6", "R10")
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.permutations(CHAIN), st.integers(min_value=0, max_value=3))
 def test_chain_is_followed_in_order(order: list[str], limited: int) -> None:
     """On one factory the engines are tried in the job's order of preference, each once."""

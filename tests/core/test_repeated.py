@@ -39,7 +39,7 @@ def lived(job: JobSpec, sequence: list[Event]) -> JobState:
     return state
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(specs, st.lists(events, max_size=25))
 def test_state_that_the_ledger_keeps_is_the_state(job: JobSpec, sequence: list[Event]) -> None:
     """Every state comes back whole, put on what never changes of the job."""
@@ -47,7 +47,7 @@ def test_state_that_the_ledger_keeps_is_the_state(job: JobSpec, sequence: list[E
     assert recalled(JobState(job_id="j-1", spec=job), remembered(state)) == state
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(specs, st.lists(events, max_size=25))
 def test_what_goes_on_in_a_state_is_what_the_state_says(job: JobSpec, sequence: list[Event]) -> None:
     """A step that runs is begun, and stopped if it was to stop; an end ends; a job without a place asks for one."""
@@ -66,7 +66,7 @@ def test_what_goes_on_in_a_state_is_what_the_state_says(job: JobSpec, sequence: 
         assert commands == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(specs, st.lists(events, max_size=12), st.lists(events, min_size=1, max_size=6), st.data())
 def test_task_done_again_ends_on_one_line_of_legal_changes(
     job: JobSpec, before: list[Event], task: list[Event], data: st.DataObject

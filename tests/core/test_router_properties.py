@@ -54,7 +54,7 @@ from tests.core.random_fleets import (
     rested,
 )
 
-FLEETS = settings(max_examples=250, deadline=None)
+FLEETS = settings(max_examples=250)
 
 
 def snapshots(most_jobs: int = len(JOBS)) -> st.SearchStrategy[FleetSnapshot]:
@@ -66,7 +66,7 @@ def test_snapshots_of_these_tests_are_worth_planning() -> None:
     """The generated fleets grant, refuse and block often enough for the other tests to mean something."""
     seen: Counter[str] = Counter()
 
-    @settings(max_examples=200, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=200, derandomize=True, database=None)
     @given(snapshots())
     def look(snapshot: FleetSnapshot) -> None:
         decided = plan(snapshot)

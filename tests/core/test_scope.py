@@ -173,14 +173,14 @@ PATHS = st.lists(
 ).map("/".join)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(SCOPES, PATHS)
 def test_automaton_agrees_with_naive_matcher(globs: tuple[str, ...], path: str) -> None:
     """The automaton covers exactly the paths that a reading of the documentation covers."""
     assert scope_of(globs).allows(path) == naive(globs, path)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(SCOPES, SCOPES, PATHS)
 def test_containment_is_sound_and_its_counterexample_is_true(
     outer: tuple[str, ...], inner: tuple[str, ...], path: str
@@ -195,7 +195,7 @@ def test_containment_is_sound_and_its_counterexample_is_true(
         assert not naive(outer, example)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(SCOPES, SCOPES, PATHS)
 def test_scopes_that_do_not_overlap_share_no_path(a: tuple[str, ...], b: tuple[str, ...], path: str) -> None:
     """Overlap is symmetric, and without it no path is covered by both."""
@@ -204,7 +204,7 @@ def test_scopes_that_do_not_overlap_share_no_path(a: tuple[str, ...], b: tuple[s
         assert not (naive(a, path) and naive(b, path))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(SCOPES, PATHS)
 def test_scope_overlaps_and_contains_each_path_it_covers(globs: tuple[str, ...], path: str) -> None:
     """A path as a scope of its own relates to a scope as matching says (nothing lies below it here)."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from engines.base import Command, Engine, EngineOutcome, EngineRun, StreamEvent
+from tests.waiting import PATIENCE_S
 
 STREAMS = Path(__file__).with_name("streams")
 RECORD = "GIGAFACTORY_RECORD_STREAMS"
@@ -75,8 +76,8 @@ class Running:
 
     def __exit__(self, *exc_info: object) -> None:
         self.kill()
-        self.process.wait(timeout=20)
-        self._reader.join(timeout=20)
+        self.process.wait(timeout=PATIENCE_S)
+        self._reader.join(timeout=PATIENCE_S)
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -98,20 +99,20 @@ class Running:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
-    def wait(self, timeout_s: float = 60) -> Ran:
+    def wait(self, timeout_s: float = PATIENCE_S) -> Ran:
         """Wait for the end and judge it."""
         try:
             exit_code = self.process.wait(timeout=timeout_s)
         finally:
             self.kill()  # what the engine left behind holds the pipe open
-        self._reader.join(timeout=20)
+        self._reader.join(timeout=PATIENCE_S)
         stderr = self._stderr.read_text(errors="replace")
         outcome = self._parser.finish(exit_code, stderr[-4000:])
         took = time.monotonic() - self._started
         return Ran(outcome, list(self._events), exit_code, list(self._lines), stderr, took)
 
 
-def run_to_end(engine: Engine, run: EngineRun, timeout_s: float = 60) -> Ran:
+def run_to_end(engine: Engine, run: EngineRun, timeout_s: float = PATIENCE_S) -> Ran:
     """Run an engine until it ends by itself."""
     with Running(engine, run) as running:
         return running.wait(timeout_s)

@@ -21,6 +21,7 @@ from tests.engines.clis import PINNED
 from tests.engines.conftest import Place
 from tests.engines.endpoint import Answer, Failure, ScriptedEndpoint, Tool
 from tests.engines.running import Ran, Running, keep_stream, run_to_end
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.cli_real
 
@@ -191,10 +192,10 @@ def test_endless_run_is_cancelled_by_killing_its_group(cli_place: Place) -> None
     with ScriptedEndpoint([Answer("on and on ", endless=True)]) as endpoint:
         run = with_endpoint(endpoint, cli_place.run("Never stop."))
         with Running(ENGINE, run) as running:
-            assert endpoint.first_call.wait(30)
+            assert endpoint.first_call.wait(PATIENCE_S)
             running.kill()
-            ran = running.wait(20)
-        assert endpoint.client_left.wait(10)
+            ran = running.wait()
+        assert endpoint.client_left.wait(PATIENCE_S)
         keep_stream("claude-killed", ran, run, int(endpoint.url.rpartition(":")[2]))
     assert ran.exit_code == -signal.SIGKILL
     assert (ran.outcome.failure, ran.outcome.ok) == (FailureKind.CRASH, False)
@@ -240,10 +241,10 @@ def test_killed_run_can_be_resumed(cli_place: Place) -> None:
         run = with_endpoint(endpoint, cli_place.run("The number is 4711.", yolo=True))
         with Running(ENGINE, run) as running:
             while len(endpoint.calls) < 2 and running.process.poll() is None:
-                endpoint.call_came.wait(30)
+                endpoint.call_came.wait(PATIENCE_S)
                 endpoint.call_came.clear()
             running.kill()
-            session = running.wait(20).outcome.session_id
+            session = running.wait().outcome.session_id
     assert session
     with ScriptedEndpoint([Answer("Going on.")]) as endpoint:
         assert run_against(endpoint, cli_place.run("Go on.", resume_session=session)).outcome.ok

@@ -22,6 +22,7 @@ from tests.engines.clis import PINNED
 from tests.engines.conftest import Place
 from tests.engines.endpoint import Answer, Failure, ScriptedEndpoint, Tool
 from tests.engines.running import Ran, Running, keep_stream, run_to_end
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.cli_real
 
@@ -194,11 +195,11 @@ def test_endless_run_is_cancelled_by_killing_its_group(cli_place: Place) -> None
         run = with_endpoint(endpoint, cli_place.run("Never stop.", model="gpt-6.1-sol"))
         with Running(ENGINE, run) as running:
             while len(endpoint.calls) < 2 and running.process.poll() is None:
-                endpoint.call_came.wait(30)
+                endpoint.call_came.wait(PATIENCE_S)
                 endpoint.call_came.clear()
             running.kill()
-            ran = running.wait(20)
-        assert endpoint.client_left.wait(10)
+            ran = running.wait()
+        assert endpoint.client_left.wait(PATIENCE_S)
         keep_stream("codex-killed", ran, run, int(endpoint.url.rpartition(":")[2]))
     assert ran.exit_code == -signal.SIGKILL
     assert (ran.outcome.failure, ran.outcome.ok) == (FailureKind.CRASH, False)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.engines.endpoint import Answer, Failure, ScriptedEndpoint, Tool
+from tests.waiting import PATIENCE_S
 
 PATHS = ["/v1/messages?beta=true", "/v1/responses"]
 
@@ -20,7 +21,7 @@ def ask(
     endpoint: ScriptedEndpoint, path: str, body: dict[str, Any] | None = None
 ) -> tuple[HTTPConnection, HTTPResponse]:
     """Make one model call."""
-    connection = HTTPConnection(urlsplit(endpoint.url).netloc, timeout=10)
+    connection = HTTPConnection(urlsplit(endpoint.url).netloc, timeout=PATIENCE_S)
     connection.request("POST", path, json.dumps(body or {"model": "m"}), {"Content-Type": "application/json"})
     return connection, connection.getresponse()
 
@@ -74,7 +75,7 @@ def test_answer_without_an_end_stops_when_the_client_leaves(path: str, answer: A
         assert response.readline()
         response.close()
         connection.close()
-        assert endpoint.client_left.wait(10)
+        assert endpoint.client_left.wait(PATIENCE_S)
 
 
 @pytest.mark.parametrize("path", PATHS)

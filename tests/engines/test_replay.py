@@ -18,6 +18,7 @@ from engines.base import body_problems, read_probe
 from engines.replay import PLAYER, Replay, steps_of, validate_body
 from tests.engines.conftest import Place
 from tests.engines.running import Running, run_to_end
+from tests.waiting import PATIENCE_S
 
 ENGINE = Replay()
 
@@ -115,7 +116,7 @@ def play(place: Place, steps: list[object]) -> tuple[Path, str]:
         first.wait()
     (run.attempt_dir / "replay.json").write_text(json.dumps(steps))
     done = subprocess.run(
-        ENGINE.command(run).argv, cwd=run.workdir, capture_output=True, text=True, check=False, timeout=30
+        ENGINE.command(run).argv, cwd=run.workdir, capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
     assert done.returncode == 1
     return run.workdir, json.loads(done.stdout.splitlines()[-1])["message"]
@@ -154,8 +155,8 @@ def test_steps_stream_as_they_are_played(place: Place) -> None:
     """The first step is told while a later one still waits; killing the group ends the run as a crash."""
     run = place.run(body_of("- say: first\n- run: touch started\n- wait: 1h"))
     with Running(ENGINE, run) as running:
-        assert running.event_came("tool_call", 20)
+        assert running.event_came("tool_call", PATIENCE_S)
         running.kill()
-        ran = running.wait(10)
+        ran = running.wait()
     assert ran.texts("text") == ["first"]
     assert (ran.outcome.failure, ran.outcome.usage.total_tokens) == (FailureKind.CRASH, 0)

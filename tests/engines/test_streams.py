@@ -292,7 +292,7 @@ def check(events: list[StreamEvent], outcome: EngineOutcome) -> None:
     outcome.usage.model_dump_json()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(LINES, max_size=8), st.sampled_from([0, 1, -9, 137, None]), st.text(max_size=40))
 def test_garbage_never_raises(lines: list[bytes], exit_code: int | None, stderr: str) -> None:
     """Whatever stands in the stream, every parser ends with an outcome that can be stored."""
@@ -304,7 +304,7 @@ def test_garbage_never_raises(lines: list[bytes], exit_code: int | None, stderr:
 RECORDINGS = sorted(path.stem for path in STREAMS.glob("*.jsonl"))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(RECORDINGS), st.data())
 def test_truncated_stream_never_raises(name: str, data: st.DataObject) -> None:
     """A stream that stops at any byte, or lost any of its lines, gives an outcome; without its end no success."""

@@ -159,7 +159,7 @@ async def play(home: Path, steps: list[tuple[str, str, str]]) -> None:
     await ledger.close()
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_edges_follow_the_stages(sqlite_template: Path, tmp_path: Path, steps: list[tuple[str, str, str]]) -> None:
     """No job is left behind, none starts early, and none is told the same twice."""

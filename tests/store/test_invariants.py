@@ -111,9 +111,7 @@ async def check_story(fleet: Fleet, job_id: str) -> None:
     assert stages[-1] == await fleet.stage(job_id)
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 async def test_any_order_of_events_keeps_the_promises(fleet: Fleet, steps: list[tuple[str, int, int]]) -> None:
     """Seats taken are the leases that hold one, a job has one lease at most, epochs grow by one, no stage is skipped,

@@ -32,11 +32,16 @@ class WatchedFrontend(Frontend):
     def __init__(self, address: str, namespace: str) -> None:
         super().__init__(address, namespace)
         self.sent: list[tuple[str, Message]] = []
+        self.under_way = 0
 
     async def call(self, method: str, request: Message, reply: type[ReplyT], *, timeout_s: float = 10.0) -> ReplyT:
         """Note the call and make it."""
         self.sent.append((method, request))
-        return await super().call(method, request, reply, timeout_s=timeout_s)
+        self.under_way += 1
+        try:
+            return await super().call(method, request, reply, timeout_s=timeout_s)
+        finally:
+            self.under_way -= 1
 
     def methods(self) -> list[str]:
         """Return the names of the calls that were made, polls left out."""
@@ -85,7 +90,7 @@ class Raw:
     metadata: tuple[tuple[str, str], ...]
 
     async def send(
-        self, method: str, body: bytes | Message = b"", *, service: str = WORKFLOW_SERVICE, timeout_s: float = 10.0
+        self, method: str, body: bytes | Message = b"", *, service: str = WORKFLOW_SERVICE, timeout_s: float = 60.0
     ) -> tuple[grpc.StatusCode, bytes | str]:
         """Call a method; return the status with the answer's bytes or the refusal's words."""
         data = body if isinstance(body, bytes) else body.SerializeToString()

@@ -10,6 +10,7 @@ import pytest
 
 from core.attempt import DeathCertificate
 from core.errors import Conflict, Forbidden, InvalidInput, NotFound, StaleEpoch, Unauthenticated, Unavailable
+from tests.waiting import PATIENCE_S
 from tests.workers.api_stub import ApiStub
 from workers import certificate
 from workers.api_client import FactoryApi
@@ -112,11 +113,11 @@ def test_certificate_waits_for_an_api_that_restarts(
         "run_dir": str(tmp_path),
         "api": {"url": stub.url, "token_file": str(tmp_path / "token")},
     }
-    monkeypatch.setattr(certificate, "DELIVERY_S", 0.3)
+    monkeypatch.setattr(certificate, "DELIVERY_S", 1.0)
     stub.status = 503
     assert not certificate.deliver(spec, group_dead=True, checkpoint_sha="", reason="x")
     assert (tmp_path / "death.json").exists()
-    assert stub.requests.qsize() > 1
+    assert all(stub.requests.get(timeout=PATIENCE_S) for _ in range(2)), "it was said again"
     stub.status = 409
     assert certificate.deliver(spec, group_dead=True, checkpoint_sha="", reason="x"), "a refusal is an answer"
     assert (tmp_path / "death.sent.json").exists()

@@ -35,6 +35,7 @@ from store.settings_source import ROOT
 from store.token_files import factory_token_file, write_token
 from tests.conftest import TemporalServer
 from tests.repositories import Checkout
+from tests.waiting import PATIENCE_S, until, written
 from tests.workers.api_stub import ApiStub
 from tests.workers.clock_shim import ShiftedClocks, on_linux
 from workers.factory_agent import EXIT_IN_USE, EXIT_REFUSED, Agent, beat_pause_s, lock_identity
@@ -72,7 +73,7 @@ class RunningAgent:
 
     async def told(self, path: str) -> dict[str, Any]:
         """Wait until the API was called at a path that ends so; return the body."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 try:
                     seen, _, body = self.api.requests.get_nowait()
@@ -131,7 +132,7 @@ async def agent(tmp_path: Path, temporal_server: TemporalServer) -> AsyncIterato
 
 
 async def start(
-    client: Client, agent: RunningAgent, remote: Checkout, script: str, *, ttl_s: float = 5.0, beat_s: float = 0.2
+    client: Client, agent: RunningAgent, remote: Checkout, script: str, *, ttl_s: float = 30.0, beat_s: float = 0.2
 ) -> WorkflowHandle[OneAttempt, BuildResult]:
     """Start an attempt on the agent."""
     base = remote.git("rev-parse", "main")
@@ -190,7 +191,7 @@ async def test_acknowledged_beats_keep_a_long_attempt_alive(
     agent: RunningAgent, workflows: Client, remote: Checkout
 ) -> None:
     """Longer than the lease and than the SDK's own timer: nobody cancels an attempt that beats."""
-    handle = await start(workflows, agent, remote, "sleep 7; echo work > new.txt", ttl_s=1.0)
+    handle = await start(workflows, agent, remote, "sleep 11; echo work > new.txt", ttl_s=4.0)
     assert (await handle.result()).outcome == "succeeded"
 
 
@@ -201,7 +202,7 @@ async def test_cancel_reaches_the_engine_with_the_next_beat(
     pid_file = tmp_path / "pid"
     script = f"echo half > new.txt; (setsid sleep 600 & echo $! > {pid_file}); sleep 600"
     handle = await start(workflows, agent, remote, script)
-    pid = await written(pid_file)
+    pid = int(await written(pid_file))
     await handle.cancel()
     built = await handle.result()
     assert built.failure == FailureKind.CANCELLED
@@ -230,7 +231,7 @@ async def test_sentinel_file_stops_engines_while_the_api_is_away(
     """The file alone is enough; the API hears of it as soon as it answers again, and so of its removal."""
     pid_file, sentinel = tmp_path / "pid", agent.home / "KILL"
     handle = await start(workflows, agent, remote, f"echo half > new.txt; echo $$ > {pid_file}; sleep 600")
-    pid = await written(pid_file)
+    pid = int(await written(pid_file))
     agent.api.status = 503
     sentinel.touch()
     built = await handle.result()
@@ -254,7 +255,7 @@ async def test_order_in_the_answer_to_a_beat_stops_what_runs(
     """Without any link the next beat is soon enough."""
     pid_file = tmp_path / "pid"
     handle = await start(workflows, agent, remote, f"echo $$ > {pid_file}; sleep 600")
-    pid = await written(pid_file)
+    pid = int(await written(pid_file))
     halt = {"epoch": 3, "scope": "engine", "name": "shell", "stop_running": True, "actor": "ada"}
     halted = {"state": "online", "hand_over": False, "switch": {"epoch": 3, "halts": [halt]}}
     handed = {"state": "draining", "hand_over": True, "switch": {"epoch": 0, "halts": []}}
@@ -290,7 +291,7 @@ async def test_agent_killed_supervisor_certifies_and_next_agent_says_who_died(
     async with running_agent(home, temporal_server) as agent:
         first = await agent.ready()
         await start(workflows, agent, remote, f"echo half > new.txt; echo $$ > {pid_file}; sleep 600")
-        pid = await written(pid_file)
+        pid = int(await written(pid_file))
         agent.process.kill()
         letter = await agent.told("/fleet/attempts/j-1/1/death")
         assert (letter["reason"], letter["group_dead"]) == ("agent_died", True)
@@ -313,10 +314,11 @@ async def test_agent_and_supervisor_killed_next_agent_certifies(
         await start(
             workflows, agent, remote, f"echo half > new.txt; (setsid sleep 600 & echo $! > {pid_file}); sleep 600"
         )
-        pid = await written(pid_file)
-        state = json.loads((home / f"factories/{agent.name}/attempts/j-1.1/state.json").read_text())
-        for victim in (agent.process.pid, state["supervisor"]["pid"]):
-            os.kill(victim, signal.SIGKILL)
+        pid = int(await written(pid_file))
+        supervisor = await supervisor_of(agent)
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # neither has the time to see the other one die
+            os.kill(supervisor, number)
+            os.kill(agent.process.pid, number)
     assert birth_of(pid) is not None, "the daemon outlived both"
     async with running_agent(home, temporal_server, name=agent.name) as again:
         letter = await again.told("/fleet/attempts/j-1/1/death")
@@ -346,7 +348,7 @@ async def test_absence_that_comes_while_another_is_told_is_told_next(tmp_path: P
 
 async def noticed(agent: RunningAgent, kind: str) -> float:
     """Wait until the agent has told of such an absence; return by how much."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             beat = await agent.told("/heartbeat")
             for absence in beat["absences"]:
@@ -364,13 +366,13 @@ async def test_time_of_day_that_jumps_changes_no_lease_and_is_told(
     async with running_agent(tmp_path / "home", temporal_server, environ=clocks.env) as agent:
         await agent.ready()
         script = f"echo $$ > {pid_file}; while [ ! -e {tmp_path}/stop ]; do sleep 0.05; done; echo work > new.txt"
-        handle = await start(workflows, agent, remote, script, ttl_s=3.0)
+        handle = await start(workflows, agent, remote, script, ttl_s=6.0)
         await written(pid_file)
         clocks.shift(wall_s=86400)
         assert await noticed(agent, "clock_jumped") == pytest.approx(86400, abs=5)
         clocks.shift(wall_s=-86400)
         assert await noticed(agent, "clock_jumped") == pytest.approx(-2 * 86400, abs=5)
-        await asyncio.sleep(4.0)
+        await asyncio.sleep(7.0)
         (tmp_path / "stop").touch()
         assert (await handle.result()).outcome == "succeeded"
 
@@ -393,7 +395,7 @@ async def test_suspended_machine_asks_before_its_engine_goes_on(
         await agent.ready()
         script = f"echo $$ > {pid_file}; while [ ! -e {tmp_path}/stop ]; do sleep 0.05; done; echo work > new.txt"
         handle = await start(workflows, agent, remote, script, ttl_s=600.0, beat_s=600.0)
-        pid = await written(pid_file)
+        pid = int(await written(pid_file))
         if not counts:
             agent.api.refused.add("/fleet/attempts/j-1/1/alive")
         clocks.shift(boot_s=3600)
@@ -407,6 +409,18 @@ async def test_suspended_machine_asks_before_its_engine_goes_on(
         assert birth_of(pid) is None
 
 
+def send(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process that may have ended."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+async def supervisor_of(agent: RunningAgent) -> int:
+    """Return the pid of the supervisor of its attempt."""
+    state = json.loads(await written(agent.home / f"factories/{agent.name}/attempts/j-1.1/state.json"))
+    return int(state["supervisor"]["pid"])
+
+
 @on_linux
 @pytest.mark.req("F4", "F5")
 async def test_agent_and_supervisor_stopped_past_the_lease_write_nothing(
@@ -417,24 +431,26 @@ async def test_agent_and_supervisor_stopped_past_the_lease_write_nothing(
     async with running_agent(tmp_path / "home", temporal_server, checkpoint_s=0.2) as agent:
         await agent.ready()
         script = f"echo $$ > {pid_file}; while :; do echo x >> new.txt; echo x >> {out}; sleep 0.05; done"
-        handle = await start(workflows, agent, remote, script, ttl_s=2.0)
-        pid = await written(pid_file)
+        handle = await start(workflows, agent, remote, script, ttl_s=4.0)
+        pid = int(await written(pid_file))
+        supervisor = await supervisor_of(agent)
         agent.api.refused.add("/fleet/attempts/j-1/1/alive")
-        state = json.loads((agent.home / f"factories/{agent.name}/attempts/j-1.1/state.json").read_text())
-        everybody = [agent.process.pid, state["supervisor"]["pid"], *living_descendants(state["supervisor"]["pid"])]
-        for victim in everybody:
+        stopped = [agent.process.pid, supervisor]
+        for victim in stopped:
             os.kill(victim, signal.SIGSTOP)
+        while fresh := living_descendants(supervisor).keys() - set(stopped):
+            for victim in fresh:
+                send(victim, signal.SIGSTOP)
+            stopped += fresh
         with pytest.raises(WorkflowFailureError):
             await handle.result()
         await asyncio.sleep(4.0)
         written_before, kept = out.stat().st_size, remote.ref(wip_ref("j-1", 1))
-        for victim in everybody:
-            with suppress(ProcessLookupError):
-                os.kill(victim, signal.SIGCONT)
-        assert await noticed(agent, "stopped") > 3.0
-        async with asyncio.timeout(30):
-            while birth_of(pid) is not None:
-                await asyncio.sleep(0.02)
+        for victim in reversed(stopped):  # whoever holds the others still is not overtaken by this loop
+            send(victim, signal.SIGCONT)
+        while await noticed(agent, "stopped") < 5.0:
+            continue  # a busy machine held it up before
+        await until(lambda: birth_of(pid) is None)
         assert out.stat().st_size - written_before <= 2 * SCAN_S / 0.05, "the engine went on after it was continued"
         assert remote.ref(wip_ref("j-1", 1)) == kept
 
@@ -448,14 +464,14 @@ async def test_second_agent_of_a_name_is_refused(agent: RunningAgent, temporal_s
 async def test_agent_whose_name_was_taken_elsewhere_stops(agent: RunningAgent) -> None:
     """A beat that is answered with a conflict ends the agent, by its own exit code."""
     agent.api.code, agent.api.status = "conflict", 409
-    assert await asyncio.wait_for(agent.process.wait(), 20) == EXIT_IN_USE
+    assert await asyncio.wait_for(agent.process.wait(), PATIENCE_S) == EXIT_IN_USE
 
 
 @pytest.mark.req("F3")
 async def test_agent_whose_token_was_revoked_ends_by_itself(agent: RunningAgent) -> None:
     """A refused token, in the file as well, ends the agent by an exit code of its own: nothing goes on in secret."""
     agent.api.code, agent.api.status = "unauthenticated", 401
-    assert await asyncio.wait_for(agent.process.wait(), 20) == EXIT_REFUSED
+    assert await asyncio.wait_for(agent.process.wait(), PATIENCE_S) == EXIT_REFUSED
 
 
 @pytest.mark.req("F3")
@@ -488,9 +504,7 @@ async def test_agent_renews_its_token_in_the_last_third_of_its_life(
         await agent.told("/heartbeat")
         file = factory_token_file(agent.home, agent.name)
         if renewed:
-            async with asyncio.timeout(30):
-                while file.read_text().strip() != "gff_new":
-                    await asyncio.sleep(0.05)
+            await until(lambda: file.read_text().strip() == "gff_new")
         await agent.told("/heartbeat")
         assert (file.read_text().strip() == "gff_new") == renewed
         assert file.stat().st_mode & 0o777 == 0o600
@@ -514,15 +528,7 @@ async def test_agent_waits_for_what_is_not_there_yet(tmp_path: Path, temporal_se
         await agent.told("/heartbeat")
         agent.api.status = 503
         agent.process.terminate()
-        assert await asyncio.wait_for(agent.process.wait(), 20) == 0
-
-
-async def written(path: Path) -> int:
-    """Wait for a file that holds a number."""
-    async with asyncio.timeout(30):
-        while not path.exists() or not path.read_text().strip():
-            await asyncio.sleep(0.02)
-    return int(path.read_text())
+        assert await asyncio.wait_for(agent.process.wait(), PATIENCE_S) == 0
 
 
 def test_lock_is_exclusive_and_ends_with_its_holder(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import until
 from workers.fork_server import ForkedProcess, ForkServer, ForkServerGone, Request, start_fork_server
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is a fork server on Linux only")
@@ -83,13 +84,6 @@ async def opened(folder: Path) -> AsyncIterator[Shop]:
     finally:
         await server.close()
         assert (folder / "server.log").read_text() == ""
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for the condition."""
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 async def test_child_is_what_python_m_would_have_been(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from temporalio.worker import Worker
 
 from core.attempt import factory_queue, station_queue
 from tests.conftest import TemporalServer
+from tests.waiting import PATIENCE_S
 from tests.workers.gateway_running import RunningGateway, running_gateway
 
 CONTROL = "test-gateway"
@@ -156,8 +157,8 @@ async def test_worker_beats_and_is_cancelled(
     factory: str, temporal_client: Client, gateway: RunningGateway, steps: Steps
 ) -> None:
     """Both ways of beating arrive, and so does the cancel in their answers."""
-    handle = await start(temporal_client, Order("beat_until_cancelled", station_queue(factory, "codex"), "", 5.0))
-    await asyncio.wait_for(steps.started.get(), 20)
+    handle = await start(temporal_client, Order("beat_until_cancelled", station_queue(factory, "codex")))
+    await asyncio.wait_for(steps.started.get(), PATIENCE_S)
     described = await handle.describe()
     details = described.raw_description.pending_activities[0].heartbeat_details
     assert [payload.data for payload in details.payloads] in [[b'{"epoch":1,"step":"half"}'], [b'{"epoch":1}']]
@@ -220,9 +221,9 @@ async def test_drained_worker_gives_its_task_back(
         worker = Worker(client, task_queue=factory_queue(name), activities=steps.all)
         running = asyncio.create_task(worker.run())
         handle = await start(temporal_client, Order("beat_until_cancelled", factory_queue(name)))
-        await asyncio.wait_for(steps.started.get(), 20)
+        await asyncio.wait_for(steps.started.get(), PATIENCE_S)
         await worker.shutdown()
         await running
-        error = await asyncio.wait_for(cause_of(handle), 10)
+        error = await asyncio.wait_for(cause_of(handle), 30)
     assert isinstance(error, ApplicationError)
     assert error.type == "WorkerShutdown"

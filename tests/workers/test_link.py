@@ -13,9 +13,8 @@ import pytest
 from websockets.asyncio.server import Server, ServerConnection, serve
 
 from core.errors import Unavailable
+from tests.waiting import PATIENCE_S
 from workers.link import FactoryLink, LinkDown
-
-PATIENCE_S = 20.0
 
 
 @dataclass

@@ -14,7 +14,8 @@ import pytest
 from activities.fence import wip_ref
 from activities.supervision import CLOSED, GitPlan, SupervisedRun, SupervisorDied, Supervisors
 from tests.repositories import Checkout
-from tests.workers.test_supervisor import ENV, SCRIPT, appears, escaping, place, spec
+from tests.waiting import until, written
+from tests.workers.test_supervisor import ENV, SCRIPT, escaping, place, spec
 from workers import processes
 from workers.process_table import birth_of
 
@@ -31,9 +32,7 @@ async def supervisors() -> AsyncIterator[Supervisors]:
 async def kill_supervisor(run: SupervisedRun, *, knows: int) -> None:
     """SIGKILL the supervisor once it has written down that it knows `knows`."""
     state = run.folder / "state.json"
-    async with asyncio.timeout(20):
-        while str(knows) not in json.loads(state.read_text())["descendants"]:
-            await asyncio.sleep(0.01)
+    await until(lambda: str(knows) in json.loads(state.read_text())["descendants"])
     os.kill(json.loads(state.read_text())["supervisor"]["pid"], signal.SIGKILL)
     with pytest.raises(SupervisorDied):
         await run.ended
@@ -46,7 +45,7 @@ async def test_supervisor_killed_agent_kills_and_saves(
     daemon_file = tmp_path / "daemon.pid"
     script = f"echo work > new.txt; {escaping(daemon_file)}; sleep 600"
     run = await supervisors.launch(spec(tmp_path, script, git=place), ENV)
-    daemon = int(await appears(daemon_file))
+    daemon = int(await written(daemon_file))
     engine = await run.started
     await kill_supervisor(run, knows=daemon)
     rescue = await asyncio.to_thread(processes.rescue_run, run.folder)
@@ -67,7 +66,7 @@ async def test_orphan_found_after_restart_is_certified_once(
     script = f"echo work > new.txt; {escaping(daemon_file)}; sleep 600"
     given = spec(tmp_path, script, git=place, run_dir=str(attempts / "j-1.1"), certify=True)
     run = await supervisors.launch(given, ENV)
-    daemon = int(await appears(daemon_file))
+    daemon = int(await written(daemon_file))
     await kill_supervisor(run, knows=daemon)
     orphans = await asyncio.to_thread(lambda: list(processes.find_orphans(attempts)))
     (orphan,) = orphans
@@ -88,7 +87,7 @@ async def test_certificate_that_was_not_delivered_is_found(tmp_path: Path, super
     await run.started
     os.close(run._life_line)
     run._life_line = -1
-    letter = json.loads(await appears(run.folder / "death.json"))
+    letter = json.loads(await written(run.folder / "death.json"))
     (orphan,) = await asyncio.to_thread(lambda: list(processes.find_orphans(attempts)))
     assert orphan.certificate is not None
     assert orphan.certificate.model_dump(mode="json") == letter

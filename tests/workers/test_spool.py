@@ -218,7 +218,7 @@ async def test_upload_of_a_large_file_waits_for_the_api(spool: Spool, api: FakeA
 
 async def test_small_file_travels_in_a_report_and_survives_the_agent(tmp_path: Path, api: FakeApi) -> None:
     """A small file is on disk like everything else that was told: the next agent sends it."""
-    api.failing = [Unavailable("away")] * 100
+    api.failing = [Unavailable("away")] * 10_000
     first = open_spool(tmp_path, api)
     await first.attempt("j-1", 1).upload("diff.patch", b"+x\n", kind="diff", media_type="text/x-diff")
     await first.drain(0.2)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from activities.git import add_worktree, fetch, init_mirror, worktree_admin, wri
 from activities.supervision import ApiAddress, GitPlan, RunExit, RunSpec, SupervisedRun, Supervisors
 from store.settings_source import ROOT
 from tests.repositories import Checkout
+from tests.waiting import PATIENCE_S, until, written
 from tests.workers.api_stub import ApiStub
 from tests.workers.clock_shim import ShiftedClocks, on_linux
 from workers.process_table import birth_of
@@ -98,25 +99,8 @@ def spec(tmp_path: Path, script: str, **more: object) -> RunSpec:
 
 async def ended(run: SupervisedRun) -> RunExit:
     """Wait for the end of a run."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         return await run.ended
-
-
-async def gone(pid: int) -> bool:
-    """Return whether a process ends within a moment."""
-    for _ in range(500):
-        if birth_of(pid) is None:
-            return True
-        await asyncio.sleep(0.01)
-    return False
-
-
-async def appears(path: Path) -> str:
-    """Wait for a file with something in it."""
-    async with asyncio.timeout(20):
-        while not path.exists() or not path.read_text().strip():
-            await asyncio.sleep(0.01)
-    return path.read_text().strip()
 
 
 async def test_run_writes_output_to_files_and_reports_exit(tmp_path: Path, supervisors: Supervisors) -> None:
@@ -135,6 +119,26 @@ async def test_run_writes_output_to_files_and_reports_exit(tmp_path: Path, super
     assert not any("secret-1" in text for text in kept), "the environment must not touch the disk"
 
 
+async def test_word_that_comes_before_the_run_began_is_heeded(tmp_path: Path, supervisors: Supervisors) -> None:
+    """A supervisor that only just starts finds it in its pipe, together with the environments."""
+    run = await supervisors.launch(spec(tmp_path, "sleep 600"), ENV)
+    run.stop("cancelled")
+    assert (await ended(run)).reason == "cancelled"
+    run.close()
+
+
+async def test_run_that_is_let_go_does_not_go_on(tmp_path: Path, supervisors: Supervisors) -> None:
+    """Whether the supervisor reads the farewell with its first words or under the running command."""
+    pid_file = tmp_path / "pid"
+    for seen in (False, True):
+        run = await supervisors.launch(spec(tmp_path, f"echo $$ > {pid_file}; exec sleep 600"), ENV)
+        if seen:
+            await written(pid_file)
+        run.close()
+        engine = await run.started
+        await until(lambda pid=engine: birth_of(pid) is None)  # type: ignore[misc]
+
+
 async def test_run_that_cannot_start_says_why(tmp_path: Path, supervisors: Supervisors) -> None:
     """A command that is not there ends with 127 and a message in err.log."""
     run = await supervisors.launch(spec(tmp_path, "", argv=("no-such-engine",)), ENV)
@@ -148,9 +152,9 @@ async def test_daemon_dies_with_the_run_whatever_ends_it(tmp_path: Path, supervi
     """A double-forked child in its own session, without our environment, does not outlive the run."""
     pid_file = tmp_path / "daemon.pid"
     wait = "" if end == "exit" else "; sleep 600"
-    given = {"timeout": {"timeout_s": 0.7}, "fence": {"lease_until": boot_time() + 0.7}}.get(end, {})
+    given = {"timeout": {"timeout_s": 4.0}, "fence": {"lease_until": boot_time() + 4.0}}.get(end, {})  # it begins first
     run = await supervisors.launch(spec(tmp_path, escaping(pid_file) + wait, **given), ENV)
-    pid = int(await appears(pid_file))
+    pid = int(await written(pid_file))
     if end == "stop":
         run.stop("cancelled")
     elif end == "death":
@@ -167,13 +171,13 @@ async def test_daemon_dies_with_the_run_whatever_ends_it(tmp_path: Path, supervi
 async def test_stop_with_grace_lets_the_engine_end(tmp_path: Path, supervisors: Supervisors) -> None:
     """SIGTERM first; an engine that heeds it ends with its own code, one that does not is killed after the grace."""
     heeds = await supervisors.launch(spec(tmp_path, "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done"), ENV)
-    await appears(heeds.folder / "out.log")
+    await written(heeds.folder / "out.log")
     heeds.stop("drain", grace_s=10)
     assert ((await ended(heeds)).reason, (await heeds.ended).exit_code) == ("drain", 7)
     heeds.close()
     deaf_spec = spec(tmp_path, "trap '' TERM; echo up; while :; do sleep 0.05; done", run_dir=str(tmp_path / "deaf"))
     deaf = await supervisors.launch(deaf_spec, ENV)
-    await appears(deaf.folder / "out.log")
+    await written(deaf.folder / "out.log")
     deaf.stop("drain", grace_s=0.2)
     assert (await ended(deaf)).signal == signal.SIGKILL
     deaf.close()
@@ -181,12 +185,12 @@ async def test_stop_with_grace_lets_the_engine_end(tmp_path: Path, supervisors: 
 
 async def test_lease_that_is_renewed_lets_the_run_go_on(tmp_path: Path, supervisors: Supervisors) -> None:
     """Each beat moves the fence; without beats the run is ended although the agent is there."""
-    run = await supervisors.launch(spec(tmp_path, "sleep 600", lease_until=boot_time() + 0.5), ENV)
-    for _ in range(10):
-        await asyncio.sleep(0.1)
-        run.beat(boot_time() + 0.5)
-    assert not run.ended.done()
+    run = await supervisors.launch(spec(tmp_path, "sleep 600", lease_until=boot_time() + 2.0), ENV)
+    renewed_until = boot_time() + 3.0
+    for until_s in (renewed_until - 0.5, renewed_until):
+        run.beat(until_s)
     assert (await ended(run)).reason == "fenced"
+    assert boot_time() >= renewed_until
     run.close()
 
 
@@ -201,12 +205,14 @@ def stopped(pid: int) -> Iterator[None]:
 
 
 async def in_state(pid: int, letters: str) -> bool:
-    """Return whether a process gets into one of these states of /proc within a moment."""
-    for _ in range(500):
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in letters:
-            return True
-        await asyncio.sleep(0.01)
-    return False
+    """Wait until a process gets into one of these states of /proc; False when it ends instead."""
+
+    def state() -> str:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return "gone"
+
+    return await until(lambda: state() in {*letters, "gone"} and state()) != "gone"
 
 
 def supervisor_of(run: SupervisedRun) -> int:
@@ -227,13 +233,14 @@ async def test_lease_that_ran_out_while_stopped_holds_everything_still_until_it_
 
     A renewal that it finds in its pipe counts from when it was sent: it does not make the lease live again.
     """
-    run = await supervisors.launch(spec(tmp_path, WRITES, lease_until=boot_time() + 0.5), ENV)
+    lease_until = boot_time() + 2.0
+    run = await supervisors.launch(spec(tmp_path, WRITES, lease_until=lease_until), ENV)
     engine = await run.started
     with stopped(supervisor_of(run)):
-        run.beat(boot_time() + 0.6)
-        await asyncio.sleep(LATE_S + 1.0)
+        run.beat(lease_until + 0.1)
+        await asyncio.sleep(lease_until + LATE_S + 0.5 - boot_time())
     assert await in_state(engine, "T")
-    written = (run.folder / "out.log").stat().st_size
+    size = (run.folder / "out.log").stat().st_size
     if word == "it counts":
         run.beat(boot_time() + 60)
         assert await in_state(engine, "SR")
@@ -245,7 +252,7 @@ async def test_lease_that_ran_out_while_stopped_holds_everything_still_until_it_
     reason = (await ended(run)).reason
     assert reason == ("cancelled" if word == "it counts" else "fenced")
     if word != "it counts":
-        assert (run.folder / "out.log").stat().st_size == written
+        assert (run.folder / "out.log").stat().st_size == size
     assert birth_of(engine) is None
     run.close()
 
@@ -277,17 +284,18 @@ async def test_checkpoint_reaches_the_remote_and_leaves_the_index_alone(
 ) -> None:
     """While files change they are saved every so often, with an index of our own, ignored files left out."""
     script = (
-        "echo one > new.txt; echo x > .gitignore; echo y > x; git add new.txt; "
-        "cp $(git rev-parse --git-dir)/index ../i1; sleep 600"
+        "echo x > .gitignore; echo y > x; echo one > ../new; mv ../new new.txt; git add new.txt; "
+        "cp $(git rev-parse --git-dir)/index ../i1.new; mv ../i1.new ../i1; sleep 600"
     )
     run = await supervisors.launch(spec(tmp_path, script, git=place, checkpoint_s=0.3), ENV)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         sha = await run.checkpoints.get()
         while remote.git("ls-tree", "--name-only", sha).split() != [".gitignore", "README.md", "keep.txt", "new.txt"]:
             sha = await run.checkpoints.get()
     assert remote.ref(wip_ref("j-1", 1)) == sha
     assert remote.ref(job_ref("j-1")) == place.fence.partition(":")[0]
     assert remote.git("rev-parse", f"{sha}^") == place.base
+    await until((tmp_path / "run" / "i1").exists)
     assert Path(place.git_dir, "index").read_bytes() == (tmp_path / "run" / "i1").read_bytes()
     run.stop("paused")
     outcome = await ended(run)
@@ -318,7 +326,7 @@ async def test_checkpoint_under_way_leaves_no_lock_on_the_remote(
     script = f"echo one > new.txt; while [ ! -s {held} ]; do sleep 0.05; done"
     wait = "; sleep 600" if end == "stop" else ""
     run = await supervisors.launch(spec(tmp_path, script + wait, git=place, checkpoint_s=0.1), ENV)
-    await appears(held)
+    await written(held)
     if end == "stop":
         run.stop("cancelled")
     outcome = await ended(run)
@@ -399,16 +407,16 @@ async def test_agent_killed_supervisor_salvages_and_certifies(tmp_path: Path, pl
         )  # fmt: skip
         assert agent.stdout is not None
         await agent.stdout.readline()
-        daemon = int(await appears(pid_file))
+        daemon = int(await written(pid_file))
         agent.kill()
         await agent.wait()
-        path, token_seen, body = await asyncio.to_thread(api.requests.get, timeout=20)
+        path, token_seen, body = await asyncio.to_thread(api.requests.get, timeout=PATIENCE_S)
     assert birth_of(daemon) is None
     assert (path, token_seen) == ("/fleet/attempts/j-1/1/death", "Bearer gff_secret")
     assert (body["group_dead"], body["reason"], body["job_id"], body["epoch"]) == (True, "agent_died", "j-1", 1)
     assert remote.ref(wip_ref("j-1", 1)) == body["checkpoint_sha"]
     assert remote.git("show", f"{body['checkpoint_sha']}:new.txt") == "work"
-    await appears(tmp_path / "run" / "death.sent.json")
+    await written(tmp_path / "run" / "death.sent.json")
 
 
 async def test_agent_killed_after_the_seal_supervisor_pushes_the_candidate(
@@ -422,7 +430,7 @@ async def test_agent_killed_after_the_seal_supervisor_pushes_the_candidate(
     run.sealed(candidate)
     os.close(run._life_line)
     run._life_line = -1
-    death = json.loads(await appears(run.folder / "death.json"))
+    death = json.loads(await written(run.folder / "death.json"))
     assert death["checkpoint_sha"] == candidate == remote.ref(wip_ref("j-1", 1))
 
 
@@ -438,7 +446,7 @@ async def test_superseded_epoch_cannot_push_its_work(
     await ended(run)
     os.close(run._life_line)
     run._life_line = -1
-    death = json.loads(await appears(run.folder / "death.json"))
+    death = json.loads(await written(run.folder / "death.json"))
     assert death["checkpoint_sha"] == ""
     assert remote.ref(wip_ref("j-1", 1)) == ""
     assert Checkout(mirror).git("show", f"{wip_ref('j-1', 1)}:late.txt") == "late"

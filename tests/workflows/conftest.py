@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -135,7 +135,7 @@ class Floor:
         self.retracted: list[str] = []
         self._stack = stack
 
-    def grant(self, epoch: int = 1, factory: str = "", ttl_s: float = 5.0) -> Grant:
+    def grant(self, epoch: int = 1, factory: str = "", ttl_s: float = 30.0) -> Grant:
         """Return a grant on a factory of this test."""
         name = factory or self.name
         return Grant(
@@ -176,7 +176,13 @@ class Floor:
         }
         for queue, steps in queues.items():
             await self._stack.enter_async_context(
-                Worker(self.client, task_queue=queue, activities=steps, max_concurrent_activity_task_polls=1)
+                Worker(
+                    self.client,
+                    task_queue=queue,
+                    activities=steps,
+                    max_concurrent_activity_task_polls=1,
+                    max_heartbeat_throttle_interval=timedelta(seconds=0.1),
+                )
             )
 
     async def enter(self, worker: Worker) -> None:

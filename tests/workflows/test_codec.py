@@ -25,6 +25,7 @@ from core.job import FailureKind, RetrySpec
 from core.settings import Settings
 from tests.conftest import TemporalServer
 from tests.sealing import SEALED
+from tests.waiting import PATIENCE_S
 from tests.workflows.conftest import CANDIDATE, Floor, open_floor
 from tests.workflows.test_job import ship, until
 from workflows.connection import connect, data_converter
@@ -138,7 +139,7 @@ async def test_words_that_the_codec_refuses_are_refused_and_stop_nothing(sealed:
     await outside.signal("ship", args=[RawValue(garbled), CANDIDATE])
     with pytest.raises((WorkflowUpdateFailedError, RPCError)):
         await outside.execute_update("act", {"action": "ship", "sha": CANDIDATE}, id="unsealed")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while sealed.control.entries.count("decision.refused") < 3:
             await asyncio.sleep(0.02)
     assert (await until(handle, "testing")).candidate_sha == CANDIDATE
@@ -152,8 +153,7 @@ async def test_answer_that_the_codec_refuses_fails_the_attempt(sealed: Floor, st
     """A factory without the key, or one that sends noise, fails its attempt; the workflow goes on."""
     noise = RawValue(Payload(metadata={"encoding": SEALED}, data=b"noise"))
     await strange_factory(stranger, sealed, how, noise)
-    handle = await sealed.start(grant=sealed.grant(ttl_s=1))
-    await assert_attempt_failed(sealed, handle, lost=how == "garbled heartbeat")
+    await assert_attempt_failed(sealed, lost=how == "garbled heartbeat")
 
 
 @pytest.mark.parametrize("how", ["garbled answer", "garbled failure", "garbled heartbeat"])
@@ -161,8 +161,7 @@ async def test_noise_fails_the_attempt_without_a_codec_too(unsealed: Floor, stra
     """What no converter can read is no reason for a workflow task to fail."""
     noise = RawValue(Payload(metadata={"encoding": b"json/plain"}, data=b"{noise"))
     await strange_factory(stranger, unsealed, how, noise)
-    handle = await unsealed.start(grant=unsealed.grant(ttl_s=1))
-    await assert_attempt_failed(unsealed, handle, lost=how == "garbled heartbeat")
+    await assert_attempt_failed(unsealed, lost=how == "garbled heartbeat")
 
 
 async def strange_factory(stranger: Client, floor: Floor, how: str, noise: RawValue) -> None:
@@ -181,8 +180,9 @@ async def strange_factory(stranger: Client, floor: Floor, how: str, noise: RawVa
     await floor.enter(Worker(stranger, task_queue=queue, activities=[run_engine]))
 
 
-async def assert_attempt_failed(floor: Floor, handle: WorkflowHandle[Any, Any], *, lost: bool) -> None:
-    """The attempt failed, or was lost to the lease and the job waits for its next seat; no workflow task failed."""
+async def assert_attempt_failed(floor: Floor, *, lost: bool) -> None:
+    """The attempt fails, or is lost to the lease and the job waits for its next seat; no workflow task fails."""
+    handle = await floor.start(grant=floor.grant(ttl_s=1 if lost else 30))
     if lost:
         state = await until(handle, "queued")
         assert (state.reclaims, floor.control.reclaims[0].epoch) == (1, 1)

@@ -18,12 +18,13 @@ from core.dag import Wait
 from core.job import FailureKind, RetrySpec
 from core.job_events import JobState
 from core.job_messages import ParentsReply, ReclaimReply, RouteReply
+from tests.waiting import PATIENCE_S
 from tests.workflows.conftest import BASE, CANDIDATE, Floor, keep_history
 
 
 async def until(handle: WorkflowHandle[Any, Any], stage: str, step: str = "") -> JobState:
     """Wait until the job is in `stage` with `step` running (bounded by the test's own timeout)."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             state: JobState = await handle.query("state", result_type=JobState)
             if (state.stage.value, state.step) == (stage, step):
@@ -89,7 +90,7 @@ async def test_early_foreign_and_garbage_signals_are_recorded_as_refused(floor: 
     await until(handle, "testing")
     await handle.signal("ship", "a" * 40)
     await handle.signal("ship")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while floor.control.entries.count("decision.refused") < 7:
             await asyncio.sleep(0.02)
     assert (await until(handle, "testing")).step == ""
@@ -101,7 +102,7 @@ async def test_early_foreign_and_garbage_signals_are_recorded_as_refused(floor: 
 async def settled_history(handle: WorkflowHandle[Any, Any]) -> int:
     """Return the length of the history once no workflow task is under way: a state is told before it is recorded."""
     busy = (EventType.EVENT_TYPE_WORKFLOW_TASK_SCHEDULED, EventType.EVENT_TYPE_WORKFLOW_TASK_STARTED)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (events := (await handle.fetch_history()).events)[-1].event_type in busy:
             await asyncio.sleep(0.02)
     return len(events)
@@ -174,7 +175,7 @@ async def silent(_request: dict[str, Any]) -> Any:
 
 async def reclaimed(floor: Floor, times: int = 1) -> None:
     """Wait until the ledger was asked so often about an attempt without a heartbeat."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while len(floor.control.reclaims) < times:
             await asyncio.sleep(0.02)
 
@@ -303,7 +304,7 @@ async def test_cancel_reaches_the_engine_and_waits_for_its_last_word(floor: Floo
             }
 
     await floor.factory(build=build)
-    handle = await floor.start(grant=floor.grant(1, ttl_s=1))
+    handle = await floor.start(grant=floor.grant(1))
     await until(handle, "building", "build")
     await handle.execute_update("act", {"action": "cancel", "by": "ann"})
     assert (await handle.result())["stage"] == "cancelled"
@@ -362,7 +363,7 @@ async def test_limited_job_moves_on_rests_and_wakes(floor: Floor) -> None:
     soon = RouteReply(until=datetime.now(UTC) + timedelta(seconds=1), message="every engine rests a moment")
     floor.control.routes += [floor.grant(2), later, soon, floor.grant(4)]
     handle = await floor.start(grant=floor.grant(1))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (resting := await until(handle, "queued")).wake_at is None:
             await asyncio.sleep(0.02)
     assert (resting.epoch, resting.wake_at) == (2, later.until)
@@ -376,7 +377,7 @@ async def test_limited_job_moves_on_rests_and_wakes(floor: Floor) -> None:
     def cooldowns() -> list[bool]:
         return [r.record.cooldown is not None for r in floor.control.records if r.record.attempt_outcome]
 
-    async with asyncio.timeout(20):  # the state is told before its record is written
+    async with asyncio.timeout(PATIENCE_S):  # the state is told before its record is written
         while len(cooldowns()) < 4:
             await asyncio.sleep(0.02)
     assert cooldowns() == [True, True, True, False]
@@ -395,7 +396,7 @@ async def test_workspace_step_moves_when_its_factory_is_gone(floor: Floor, monke
 
     await floor.factory(judge=silent)
     await floor.factory(name=second)
-    handle = await floor.start(grant=floor.grant(1, ttl_s=1))
+    handle = await floor.start(grant=floor.grant(1, ttl_s=4))
     await until(handle, "testing")
     await ship(handle)
     assert (await handle.result())["stage"] == "shipped"
@@ -408,7 +409,7 @@ async def test_child_waits_for_its_parent_and_wakes_when_it_is_done(floor: Floor
     floor.control.parents.append(ParentsReply(outcome="waiting", message="waits for j-0"))
     floor.control.routes.append(floor.grant(1))
     handle = await floor.start(deps=({"job_id": "j-0"},))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not (await handle.query("state", result_type=JobState)).blocked("parents"):
             await asyncio.sleep(0.02)
     await handle.signal("parents_changed")
@@ -452,7 +453,7 @@ async def test_interrupt_while_building_queues_the_job_and_counts_nothing(floor:
 
     await floor.factory(build=build)
     floor.control.routes.append(floor.grant(2))
-    handle = await floor.start(grant=floor.grant(1, ttl_s=1))
+    handle = await floor.start(grant=floor.grant(1))
     await until(handle, "building", "build")
     await handle.signal("interrupt", {"epoch": 1, "reason": "the fleet was halted by ada"})
     await handle.signal("interrupt", {"epoch": 1, "reason": "again"})
@@ -477,7 +478,7 @@ async def test_pause_and_resume_while_building(floor: Floor) -> None:
             await asyncio.sleep(0.05)
 
     await floor.factory(build=build)
-    handle = await floor.start(grant=floor.grant(1, ttl_s=1))
+    handle = await floor.start(grant=floor.grant(1))
     await until(handle, "building", "build")
     await handle.execute_update("act", {"action": "pause", "by": "ann"})
     state = await until(handle, "queued")
@@ -495,7 +496,7 @@ HELD = Wait(outcome="waiting", message="waits for its child jobs: j-2 (queued)")
 
 async def until_gate(handle: WorkflowHandle[Any, Any], *, held: bool) -> JobState:
     """Wait until the job's gate is held, or free."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             state = await until(handle, "testing")
             if bool(state.conditions) == held:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -35,11 +36,13 @@ def review(job_id: str) -> JobView:
 
 
 @pytest.fixture
-async def jobs(temporal_client: Client, tmp_path: Path) -> JobClient:
+async def jobs(temporal_client: Client, tmp_path: Path) -> AsyncIterator[JobClient]:
     """Return a client of jobs, with an empty ledger."""
     settings = Settings(home=tmp_path)
     await migrate(settings.ledger_url)
-    return JobClient(temporal_client, open_ledger(settings), settings)
+    ledger = open_ledger(settings)
+    yield JobClient(temporal_client, ledger, settings)
+    await ledger.close()
 
 
 async def submitted(jobs: JobClient) -> str:

@@ -31,6 +31,7 @@ from core.repeated import remembered
 from core.settings import Settings
 from store import migrate, open_ledger
 from tests.store.fleet import CANDIDATE, Fleet
+from tests.waiting import PATIENCE_S
 from tests.workflows.conftest import Floor, Scripted, keep_history
 from workflows.job import JobWorkflow
 from workflows.sandbox import workflow_runner
@@ -114,7 +115,7 @@ class Desk:
 
     async def until(self, done: Callable[[JobState], bool]) -> JobState:
         """Wait until the workflow's state is so."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 state: JobState = await self.job.query("state", result_type=JobState)
                 if done(state):
@@ -131,7 +132,7 @@ class Desk:
 
     async def ends(self, stage: str) -> Counter[str]:
         """Check that workflow and ledger end there, by one line of records; return what the ledger was told."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             outcome = await self.job.result()
         job = await self.fleet.job(self.floor.job_id)
         assert (outcome["stage"], job.stage.value) == (stage, stage)
