@@ -78,11 +78,11 @@ def parse_options(argv: Sequence[str]) -> Options:
         dest="jobs",
         type=int,
         default=None,
-        help="processes for tests without a stack (default 3; 0 with --pdb or -s)",
+        help="processes for tests without a stack (default 2; 0 with --pdb or -s)",
     )
     known, rest = parser.parse_known_args(argv)
     interactive = any(argument in {"--pdb", "--trace", "-s", "--capture=no"} for argument in rest)
-    jobs = known.jobs if known.jobs is not None else (0 if interactive else 3)
+    jobs = known.jobs if known.jobs is not None else (0 if interactive else 2)
     topology = known.topology or os.environ.get(TOPOLOGY, "embedded")
     return Options(known.fast, known.checks_only, topology, known.cov, jobs, tuple(rest))
 

@@ -357,6 +357,12 @@ def production_launcher(home: Path, factories: int) -> Iterator[Launcher]:
         yield Launcher(command, lose_temporal, renew_temporal, partial(server.run, database=LEDGER))
 
 
+@pytest.hookimpl(trylast=True)  # after they were shuffled
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the shared stack last: from its first test on it lives until all others are done."""
+    items.sort(key=lambda item: "shared_stack" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def shared_stack(tmp_path_factory: pytest.TempPathFactory, temporal_binary: Path) -> Iterator[Stack]:
     """Return a stack that all tests of a process share, in any order; no factory is flaky for what they do to it."""
