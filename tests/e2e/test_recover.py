@@ -63,6 +63,12 @@ def steps_of(told: Path, name: str) -> list[str]:
     return [line[1] for line in lines if line[0] == name]
 
 
+def is_saved(stack: Stack, remote: Remote, job_id: str) -> bool:
+    """Return whether the ledger knows a checkpoint of all that the held job `slow` does before it is let go."""
+    checkpoint = stack.job(job_id)["checkpoint_sha"]
+    return bool(checkpoint) and {"slow-1", "slow-2", "slow-3"} <= remote.files(checkpoint)
+
+
 def recover(stack: Stack) -> dict[str, dict[str, Any]]:
     """Run the command; return what it says of each job."""
     done = stack.gf("recover", "--json")
@@ -83,7 +89,7 @@ def test_recover_after_temporal_lost_everything(lossy: Stack, remote: Remote, tm
     assert lossy.act(paused, "pause").status_code == 200
     slow = lossy.submit(job(remote, told, "slow", "lock: one", held=tmp_path / "on"))
     behind = lossy.submit(job(remote, told, "behind", "lock: one"))
-    wait_for("a checkpoint", lambda: len(steps_of(told, "slow")) >= 3 and remote.ref(f"refs/gigafactory/wip/{slow}/1"))
+    wait_for("a checkpoint", lambda: is_saved(lossy, remote, slow))
     lossy.stop()
     lossy.lose_temporal()
     lossy.start()
@@ -116,7 +122,7 @@ def test_recover_while_engines_run_supersedes_them(lossy: Stack, remote: Remote,
     slow = lossy.submit(job(remote, told, "slow", held=tmp_path / "on"))
     gate = lossy.submit(job(remote, told, "gate", "review-policy: manual"))
     candidate = lossy.gate(gate)["candidate_sha"]
-    wait_for("a checkpoint", lambda: len(steps_of(told, "slow")) >= 3 and remote.ref(f"refs/gigafactory/wip/{slow}/1"))
+    wait_for("a checkpoint", lambda: is_saved(lossy, remote, slow))
     old = lossy.attempt_processes(slow)
     agent = lossy.factory_pid(lossy.job(slow)["attempts"][-1]["factory"])
     steward = int(lossy.state()["steward"]["pid"])
