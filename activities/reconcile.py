@@ -18,7 +18,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from core.attempt import workflow_id
 from core.job import FailureKind, Stage
-from core.job_messages import LIFE_MEMO, JobOutcome, ReconcileReply
+from core.job_messages import LIFE_MEMO, WORKER_GONE, JobOutcome, ReconcileReply
 from core.lifecycle import Entry, Record
 from store.ledger import Ledger
 from store.views import UnfinishedJob
@@ -126,7 +126,7 @@ class Reconciler:
         )
         message = f"nothing was heard of it since {heard:%H:%M:%S} UTC, and Temporal did not notice"
         try:
-            await handle.fail(ApplicationError(message, type="WorkerShutdown"))
+            await handle.fail(ApplicationError(message, type=WORKER_GONE))
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise

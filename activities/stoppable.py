@@ -11,6 +11,7 @@ from temporalio.exceptions import ApplicationError
 from activities.heartbeat import keep_beating
 from activities.temporal_errors import raise_activity_error
 from core.errors import GigafactoryError, StaleEpoch
+from core.job_messages import WORKER_GONE
 
 ResultT = TypeVar("ResultT")
 
@@ -24,7 +25,7 @@ async def under_heartbeat(
 
     Raises:
         ApplicationError: an expected error of the work, `stale_epoch` when the server has given the activity up, or
-            `WorkerShutdown` when the factory drains.
+            `WORKER_GONE` when the factory drains.
         CancelledError: the activity was cancelled.
 
     """
@@ -40,7 +41,7 @@ async def under_heartbeat(
             if beating.result() == "lost":
                 raise StaleEpoch("Temporal has given this step up; it runs elsewhere or not at all")
             raise asyncio.CancelledError
-        raise ApplicationError("factory drained", type="WorkerShutdown")
+        raise ApplicationError("factory drained", type=WORKER_GONE)
     except GigafactoryError as error:
         raise_activity_error(error)
     finally:

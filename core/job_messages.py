@@ -5,7 +5,7 @@ Messages are lenient towards newer writers (`core.job.Message`), so that a worke
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from core.attempt import BuildResult, Grant
@@ -18,6 +18,10 @@ CONTROL_QUEUE = "gf.control"
 """Workflow tasks, and the local activities that run beside them."""
 IO_QUEUE = "gf.io"
 """Control-side activities that may take longer: routing, reconciling."""
+IO_SILENCE = timedelta(seconds=20)
+"""Those that may take longer than a moment beat; one that told nothing for so long died with its control worker."""
+WORKER_GONE = "WorkerShutdown"
+"""Type of the error of a step whose worker went away: the step did nothing wrong. The SDK's own name for it."""
 
 RECORDS_PER_LIFE = 1_000_000
 """Records of one life of a job are numbered from `life * RECORDS_PER_LIFE`, so that lives never share a number."""

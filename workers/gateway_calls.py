@@ -37,6 +37,7 @@ from temporalio.api.workflowservice.v1 import (
     ShutdownWorkerResponse,
 )
 
+from core.job_messages import WORKER_GONE
 from core.version import VERSION
 from workers.gateway_frontend import Frontend
 from workers.gateway_limits import Allowance
@@ -48,8 +49,6 @@ RECHECK_S: Final = 0.4
 """Between two looks at the token of an open poll: a revoked one ends within a second, if `authenticate` is as fresh."""
 LONGEST_POLL_S: Final = 70.0
 ORDINARY: Final = (TaskQueueKind.TASK_QUEUE_KIND_UNSPECIFIED, TaskQueueKind.TASK_QUEUE_KIND_NORMAL)
-LOST: Final = "WorkerShutdown"
-"""The failure type by which the SDK, and so our workflows, know that a machine went away before it did its task."""
 BAD_RESULT: Final = "BadResult"
 
 
@@ -161,7 +160,7 @@ class Calls:
         try:
             await self._recheck(caller, queue)
         except Refused as refused:
-            await self._fail(caller, token, failure_of(LOST, f"{caller.shown_as}: {refused.message}"))
+            await self._fail(caller, token, failure_of(WORKER_GONE, f"{caller.shown_as}: {refused.message}"))
             raise
 
     # --- answering for a task -----------------------------------------------------------------------------------------

@@ -88,7 +88,9 @@ with workflow.unsafe.imports_passed_through():
     )
     from core.job_messages import (
         IO_QUEUE,
+        IO_SILENCE,
         RECORDS_PER_LIFE,
+        WORKER_GONE,
         ActReply,
         ActRequest,
         ChildrenReply,
@@ -115,8 +117,6 @@ LEDGER_TIMEOUT = timedelta(seconds=10)
 """One ledger transaction; the database answers in milliseconds or is away."""
 REMOTE_TIMEOUT = timedelta(minutes=2)
 """A step that may ask a git remote."""
-REMOTE_SILENCE = timedelta(seconds=20)
-"""Such a step beats; one that told nothing for so long died with its control worker."""
 LEDGER_RETRY = RetryPolicy(
     initial_interval=timedelta(milliseconds=100), maximum_interval=timedelta(seconds=10), maximum_attempts=0
 )
@@ -454,7 +454,7 @@ class JobWorkflow:
             task_queue=IO_QUEUE,
             result_type=ParentsReply,
             start_to_close_timeout=REMOTE_TIMEOUT,
-            heartbeat_timeout=REMOTE_SILENCE,
+            heartbeat_timeout=IO_SILENCE,
             retry_policy=LEDGER_RETRY,
             summary="are the parents done?",
         )
@@ -653,7 +653,7 @@ TIMEOUT_SENTENCES = {
 }
 FAILURE_OF_TYPE = {
     "stale_epoch": FailureKind.LEASE_LOST,
-    "WorkerShutdown": FailureKind.LEASE_LOST,
+    WORKER_GONE: FailureKind.LEASE_LOST,
     "workspace": FailureKind.WORKSPACE,
 }
 
@@ -680,7 +680,7 @@ def _began(error: ActivityError) -> bool:
 def _through_no_fault(error: ActivityError) -> bool:
     """Return whether a step ended with its factory, or was interrupted: it is tried again for as long as it takes."""
     cause = error.cause
-    shut_down = isinstance(cause, ApplicationError) and cause.type == "WorkerShutdown"
+    shut_down = isinstance(cause, ApplicationError) and cause.type == WORKER_GONE
     return isinstance(cause, ActivityTimeout | CancelledError) or shut_down
 
 

@@ -13,12 +13,10 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
-    from core.job_messages import IO_QUEUE, ReconcileReply
+    from core.job_messages import IO_QUEUE, IO_SILENCE, ReconcileReply
 
 PASS_LIMIT = timedelta(minutes=5)
 """One pass over all unfinished jobs."""
-SILENCE = timedelta(seconds=20)
-"""A pass that told nothing for so long died with its worker; it must not keep the next ones away (overlaps skip)."""
 PASS_RETRY = RetryPolicy(maximum_attempts=2)
 """The next scheduled pass is the real retry."""
 
@@ -35,7 +33,7 @@ class ReconcileWorkflow:
             task_queue=IO_QUEUE,
             result_type=ReconcileReply,
             start_to_close_timeout=PASS_LIMIT,
-            heartbeat_timeout=SILENCE,
+            heartbeat_timeout=IO_SILENCE,  # a dead pass keeps the next ones away: overlaps are skipped
             retry_policy=PASS_RETRY,
             summary="compare ledger and Temporal",
         )

@@ -25,12 +25,12 @@ import pytest
 
 from tests.conftest import TOPOLOGY, gone_afterwards
 from tests.topology.production import LEDGER, Site, full_server, production
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 LEASE_S = 6.0
 """Longer than an agent, or a supervisor at its salvage, is without a core on a busy machine."""
 BEAT_S = 0.5
-PATIENCE_S = 120.0
 START_S = 300.0
 T = TypeVar("T")
 
@@ -286,6 +286,11 @@ class Stack:
     def factory_pid(self, name: str) -> int:
         """Return the pid of a factory's agent."""
         return int(self.part(name)["pid"])
+
+
+def until_told(flag: Path) -> str:
+    """Return the beginning of a script that does nothing before the file is there."""
+    return f"until [ -e {flag} ]; do sleep 0.1; done"
 
 
 @contextmanager

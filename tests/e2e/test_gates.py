@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.attempt import workflow_id
-from tests.e2e.conftest import Remote, Stack, git, wait_for
+from tests.e2e.conftest import Remote, Stack, git, until_told, wait_for
 
 pytestmark = pytest.mark.stack
 
@@ -20,11 +20,6 @@ def job(remote: Remote | None, script: str, *fields: str) -> str:
     where = [f"repo: {remote.path}", "base: main"] if remote else []
     head = "\n".join(["engine: shell", *where, *fields])
     return f"---\n{head}\n---\n# A job\n\n```sh\n{script}\n```\n"
-
-
-def until_told(flag: Path) -> str:
-    """Return the beginning of a script that does nothing before the file is there."""
-    return f"until [ -e {flag} ]; do sleep 0.1; done"
 
 
 def test_hello_goes_from_file_to_one_commit_on_the_base(stack: Stack) -> None:

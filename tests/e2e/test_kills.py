@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Remote, Stack, wait_for
+from tests.e2e.conftest import Remote, Stack, until_told, wait_for
+from workers.process_table import kill
 
 pytestmark = pytest.mark.stack
 
@@ -25,7 +26,7 @@ def slow_job(remote: Remote, ledger: Path, *, steps: int = 8, pause_s: float = 0
 
     One that is `held` stays in mid-build until `let_go`, however long what the test does to it takes.
     """
-    hold = f"[ $i -le {HELD_AFTER} ] || until [ -e {_word(ledger)} ]; do sleep 0.1; done" if held else ":"
+    hold = f"[ $i -le {HELD_AFTER} ] || {until_told(_word(ledger))}" if held else ":"
     return f"""---
 engine: shell
 repo: {remote.path}
@@ -121,7 +122,7 @@ def test_agent_and_supervisor_killed_in_mid_build(stack: Stack, remote: Remote, 
     supervisors = [pid for pid in descendants_of(agent) if b"supervisor" in command_of(pid)]
     assert supervisors
     for pid in (agent, *supervisors):
-        send(pid, signal.SIGKILL)
+        kill(pid, signal.SIGKILL)
     wait_for("a second epoch", lambda: stack.job(job_id)["attempts"][-1]["epoch"] >= 2)
     wait_for("the old engine's end", lambda: not set(old) & set(stack.attempt_processes(job_id)))
     let_go(ledger)
@@ -193,7 +194,7 @@ def test_zombie_attempt_is_refused_on_every_write(stack: Stack, remote: Remote, 
     agent = stack.factory_pid(first)
     frozen = [agent, *descendants_of(agent), *stack.attempt_processes(job_id)]
     for pid in frozen:
-        send(pid, signal.SIGSTOP)
+        kill(pid, signal.SIGSTOP)
     try:
         document = wait_for(
             "a second epoch", lambda: (seen := stack.job(job_id))["attempts"][-1]["epoch"] == 2 and seen
@@ -204,7 +205,7 @@ def test_zombie_attempt_is_refused_on_every_write(stack: Stack, remote: Remote, 
         fence = remote.ref(f"refs/gigafactory/job/{job_id}")
     finally:
         for pid in frozen:
-            send(pid, signal.SIGCONT)
+            kill(pid, signal.SIGCONT)
     wait_for("the zombie's end", lambda: not stack.attempt_processes(job_id))
     assert remote.ref(f"refs/gigafactory/job/{job_id}") == fence
     document = assert_shipped_once(stack, remote, job_id)
@@ -216,9 +217,3 @@ def command_of(pid: int) -> bytes:
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     return b""
-
-
-def send(pid: int, number: signal.Signals) -> None:
-    """Signal a process, if it is still there."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Remote, Stack, running_stack, wait_for
+from tests.e2e.conftest import Remote, Stack, running_stack, until_told, wait_for
 
 pytestmark = [pytest.mark.stack, pytest.mark.chaos]
 
@@ -37,7 +37,7 @@ def job(remote: Remote, told: Path, name: str, *fields: str, held: Path | None =
 
     Until the file `held` is there it takes no step beyond the third.
     """
-    hold = f"[ $i -le 3 ] || until [ -e {held} ]; do sleep 0.1; done" if held else ":"
+    hold = f"[ $i -le 3 ] || {until_told(held)}" if held else ":"
     head = "\n".join(["engine: shell", f"repo: {remote.path}", "base: main", "profile: solo", "ship: base", *fields])
     return f"""---
 {head}

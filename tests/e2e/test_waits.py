@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Remote, Stack, wait_for
-from tests.e2e.test_gates import job, until_told
+from tests.e2e.conftest import Remote, Stack, until_told, wait_for
+from tests.e2e.test_gates import job
 
 pytestmark = pytest.mark.stack
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,7 +39,7 @@ from tests.waiting import PATIENCE_S, until, written
 from tests.workers.api_stub import ApiStub
 from tests.workers.clock_shim import ShiftedClocks, on_linux
 from workers.factory_agent import EXIT_IN_USE, EXIT_REFUSED, Agent, beat_pause_s, lock_identity
-from workers.process_table import birth_of, living_descendants
+from workers.process_table import birth_of, kill, living_descendants
 from workers.supervisor import HOLD_S, SCAN_S
 
 
@@ -409,12 +409,6 @@ async def test_suspended_machine_asks_before_its_engine_goes_on(
         assert birth_of(pid) is None
 
 
-def send(pid: int, number: signal.Signals) -> None:
-    """Send a signal to a process that may have ended."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
 async def supervisor_of(agent: RunningAgent) -> int:
     """Return the pid of the supervisor of its attempt."""
     state = json.loads(await written(agent.home / f"factories/{agent.name}/attempts/j-1.1/state.json"))
@@ -440,14 +434,14 @@ async def test_agent_and_supervisor_stopped_past_the_lease_write_nothing(
             os.kill(victim, signal.SIGSTOP)
         while fresh := living_descendants(supervisor).keys() - set(stopped):
             for victim in fresh:
-                send(victim, signal.SIGSTOP)
+                kill(victim, signal.SIGSTOP)
             stopped += fresh
         with pytest.raises(WorkflowFailureError):
             await handle.result()
         await asyncio.sleep(4.0)
         written_before, kept = out.stat().st_size, remote.ref(wip_ref("j-1", 1))
         for victim in reversed(stopped):  # whoever holds the others still is not overtaken by this loop
-            send(victim, signal.SIGCONT)
+            kill(victim, signal.SIGCONT)
         while await noticed(agent, "stopped") < 5.0:
             continue  # a busy machine held it up before
         await until(lambda: birth_of(pid) is None)

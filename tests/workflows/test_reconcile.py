@@ -23,7 +23,7 @@ async def test_pass_that_died_with_its_worker_does_not_keep_the_next_away(
     """A pass that says nothing is given up long before its time is over, and run again."""
     queue = f"reconcile-{uuid4().hex[:8]}"
     monkeypatch.setattr(reconcile, "IO_QUEUE", queue)
-    monkeypatch.setattr(reconcile, "SILENCE", timedelta(seconds=0.5))
+    monkeypatch.setattr(reconcile, "IO_SILENCE", timedelta(seconds=0.5))
     passes = 0
 
     @activity.defn(name="reconcile")
